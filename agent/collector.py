@@ -1,0 +1,79 @@
+"""Collector: the declaration that each file in `collectors/` ends with, and all that the daemon knows of a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from agent.finding import Finding, Found
+from agent.host import Host
+from agent.metric import Family, Metric, Sample
+from agent.watermark import Watermark
+
+Yield = Sample | Family | Found
+
+
+class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The settings of a collector that has none of its own."""
+
+
+class Running(Protocol):
+    """A started collector. `collect` may block; it is called from one thread, and never twice at once."""
+
+    def collect(self, host: Host) -> Iterable[Yield]:
+        """Yield what holds now. A HostError that escapes fails the whole run; see `Host.skipping`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open; called once, after the last `collect` has returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a collector is started with. `state` is a directory of its own that outlives the agent, or None."""
+
+    host: Host
+    settings: Any  # the Collector's own Struct; it casts
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """A declaration. `interval` and `deadline` are defaults in seconds; `series_budget` bounds what one run may emit.
+
+    `needs` returns None, or in a few words why this node has nothing for it ("no btrfs is mounted"). It is asked
+    before every run and must be cheap.
+    """
+
+    name: str
+    summary: str
+    start: Callable[[Start], Running]
+    metrics: tuple[Metric, ...]
+    interval: float = 15.0
+    deadline: float = 10.0
+    series_budget: int = 10_000
+    watermarks: tuple[Watermark, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    settings: type[msgspec.Struct] = NoSettings
+    needs: Callable[[Host], str | None] = lambda _host: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stateless:
+    function: Callable[[Host], Iterable[Yield]]
+
+    def collect(self, host: Host) -> Iterable[Yield]:
+        return self.function(host)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def stateless(function: Callable[[Host], Iterable[Yield]]) -> Callable[[Start], Running]:
+    """Return a `start` for a collector that keeps nothing between its runs."""
+    return lambda _start: _Stateless(function)

@@ -1,0 +1,170 @@
+"""Host: where the node's /proc, /sys, /dev and root filesystem are, and the only door to them.
+
+Paths are the host's own: `proc/1/mountinfo`, `sys/fs/btrfs`, `dev/mapper/control`; anything else is below the root
+filesystem (`/var/lib/docker` and `var/lib/docker` are the same). In a container they lie below /host; in a test they
+are directories of a tree.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+from agent.errors import Failed, HostError, Malformed, from_os
+
+READ_LIMIT = 64 * 1024 * 1024
+_LINKS = 40  # as the kernel's MAXSYMLINKS
+
+
+class Space(NamedTuple):
+    """What statvfs(3) and stat(2) of one mount point say. Blocks are `block_size` (f_frsize) bytes; `files` may be 0.
+
+    `is_shut_down` is true when stat fails with EIO though statvfs answers: a filesystem that was shut down.
+    """
+
+    block_size: int
+    blocks: int
+    free: int
+    available: int
+    files: int
+    files_free: int
+    is_read_only: bool
+    is_shut_down: bool
+
+
+class Prober(Protocol):
+    """Whatever measures mounts that may hang, see `agent.probe`."""
+
+    def measure(self, paths: Sequence[str]) -> list[Space | HostError]:
+        """Return one answer per real path, in order: Space, or the error (Stuck among them). Never blocks for long."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every process and descriptor."""
+        ...
+
+
+class Host:
+    """The door. Every failure is a HostError with the host's path; `errors` counts those that were skipped."""
+
+    def __init__(
+        self,
+        procfs: str = "/proc",
+        sysfs: str = "/sys",
+        rootfs: str = "/",
+        dev: str = "/dev",
+        prober: Prober | None = None,
+    ) -> None:
+        self.procfs = procfs.rstrip("/") or "/"
+        self.sysfs = sysfs.rstrip("/") or "/"
+        self.rootfs = rootfs.rstrip("/")
+        self.dev = dev.rstrip("/") or "/"
+        self.prober = prober
+        self.errors: Counter[str] = Counter()
+        self.first_errors: list[HostError] = []
+        self._told: set[tuple[str, str]] = set()
+
+    def session(self) -> Host:
+        """Return the same door with counts of its own, for one collector."""
+        return Host(self.procfs, self.sysfs, self.rootfs, self.dev, self.prober)
+
+    def real(self, path: str) -> str:
+        """Return where the host's `path` lies for us. Symbolic links are the caller's matter, see `resolve`."""
+        first, _, rest = path.lstrip("/").partition("/")
+        place = self._places().get(first)
+        if place is None:
+            return f"{self.rootfs}/{path.lstrip('/')}"
+        return f"{place}/{rest}" if rest else place
+
+    def _places(self) -> dict[str, str]:
+        return {"proc": self.procfs, "sys": self.sysfs, "dev": self.dev}
+
+    def resolve(self, path: str) -> str:
+        """Return the host's `path` with its symbolic links resolved in the host's root; absent tails stay as they are."""
+        todo, done, links = path.strip("/").split("/"), "", 0
+        while todo:
+            part = todo.pop(0)
+            if part in ("", "."):
+                continue
+            if part == "..":
+                done = done.rpartition("/")[0]
+                continue
+            try:
+                link = os.readlink(self.real(f"{done}/{part}"))
+            except OSError:
+                done = f"{done}/{part}"
+                continue
+            links += 1
+            if links > _LINKS:
+                raise Failed(path, "too many levels of symbolic links")
+            done = "" if link.startswith("/") else done
+            todo = link.strip("/").split("/") + todo
+        return done or "/"
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes, 64 MiB at most."""
+        try:
+            with open(self.real(path), "rb", buffering=0) as file:
+                parts = []
+                left = READ_LIMIT
+                while left > 0 and (part := file.read(min(left, 1 << 16))):
+                    parts.append(part)
+                    left -= len(part)
+                return b"".join(parts)
+        except OSError as error:
+            raise from_os(path, error) from error
+
+    def read_int(self, path: str) -> int:
+        """Return a file's one decimal number."""
+        text = self.read(path)
+        try:
+            return int(text)
+        except ValueError as error:
+            raise Malformed(path, f"expected a number, got {text[:40]!r}") from error
+
+    def names(self, path: str) -> list[str]:
+        """Return a directory's names, sorted."""
+        try:
+            return sorted(os.listdir(self.real(path)))
+        except OSError as error:
+            raise from_os(path, error) from error
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the host's paths that match a shell pattern, sorted; what cannot be listed has no matches."""
+        first, _, rest = pattern.lstrip("/").partition("/")
+        place = self._places().get(first)
+        if place is None:
+            start, base, rest = "/", self.rootfs + "/", pattern.lstrip("/")
+        else:
+            start, base = first + "/", place.rstrip("/") + "/"
+        return sorted(start + found[len(base) :] for found in glob.glob(glob.escape(base) + rest))
+
+    def exists(self, path: str) -> bool:
+        """Return whether the path leads to something now."""
+        return os.path.exists(self.real(path))
+
+    def measure(self, paths: Sequence[str]) -> list[Space | HostError]:
+        """Return the space of the host's mount points, in order, without ever hanging on one."""
+        if self.prober is None:
+            return [Failed(path, "no prober") for path in paths]
+        return self.prober.measure([self.real(path) for path in paths])
+
+    def skip(self, error: HostError) -> None:
+        """Count one target's refusal by its reason; a target is remembered in `first_errors` only the first time."""
+        self.errors[error.reason] += 1
+        key = (error.reason, error.path)
+        if key not in self._told and len(self._told) < 1000:  # noqa: PLR2004  a bound on memory
+            self._told.add(key)
+            self.first_errors.append(error)
+
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        """Let one target fail alone: a HostError inside is counted by its reason and goes no further."""
+        try:
+            yield
+        except HostError as error:
+            self.skip(error)

@@ -1,0 +1,192 @@
+"""Watermark: the ratio of two samples with tiers, each raised at one level and cleared at a lower one.
+
+The same declaration gives the agent's latches, the exported thresholds and the alert rules. `step` is pure.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from agent.finding import Severity
+from agent.metric import LabelSet, Metric, Sum
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One level of alarm. `raise_at` and `clear_at` are ratios; `hold` is the alert's `for`, in seconds.
+
+    Raises ValueError unless 0 < clear_at < raise_at <= 1.
+    """
+
+    name: str
+    severity: Severity
+    raise_at: float
+    clear_at: float
+    hold: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse a tier without a band."""
+        if not 0 < self.clear_at < self.raise_at <= 1:
+            message = f"tier {self.name}: expected 0 < clear < raise <= 1, got {self.clear_at} and {self.raise_at}"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Bytes that must stay available: below `raise_at` the watermark's last tier holds until `clear_at` is free again.
+
+    It concerns only filesystems of at least `minimum_size` bytes, see `of`.
+    """
+
+    raise_at: float
+    clear_at: float
+    minimum_size: float
+
+    @classmethod
+    def of(cls, size: float, tiers: tuple[Tier, ...]) -> Reserve:
+        """Return the reserve of `size` bytes; it is cleared at 1.2 times `size`.
+
+        A reserve of 10 GiB would make every filesystem under 10 GiB critical for ever. It therefore concerns only
+        those that are so large that it is crossed, up and down, no earlier than the first tier's own levels.
+        """
+        clear_at = 1.2 * size
+        first = tiers[0]
+        least = size / (1 - first.raise_at) if first.raise_at < 1 else float("inf")
+        return cls(size, clear_at, max(least, clear_at / (1 - first.clear_at)))
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Other tiers (and reserve) for the targets whose name matches the shell pattern `target`."""
+
+    target: str
+    tiers: tuple[Tier, ...]
+    reserve: Reserve | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watermark:
+    """A declaration: `used / size` per target, where `where` (a metric and its value) holds.
+
+    `target` names the labels that together name one target; `available` is the metric that a reserve is compared with.
+    All metrics carry the same labels. Raises ValueError unless tiers are in rising order.
+    """
+
+    name: str
+    summary: str
+    used: Metric | Sum
+    size: Metric | Sum
+    target: LabelSet
+    tiers: tuple[Tier, ...]
+    where: tuple[Metric, float] | None = None
+    available: Metric | None = None
+    reserve: Reserve | None = None
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse tiers out of order, and a reserve with nothing to compare."""
+        check_order(self.name, self.tiers)
+        for override in self.overrides:
+            check_order(self.name, override.tiers)
+        if self.reserve is not None and self.available is None:
+            message = f"watermark {self.name}: a reserve needs `available`"
+            raise ValueError(message)
+
+    @property
+    def labels(self) -> LabelSet:
+        """The labels of the metrics that this watermark compares."""
+        return self.metrics[0].labels
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric that this watermark reads."""
+        sums = [as_sum(self.used), as_sum(self.size)]
+        found = [metric for each in sums for _, metric in each.terms]
+        found += [self.where[0]] if self.where else []
+        found += [self.available] if self.available else []
+        return tuple(dict.fromkeys(found))
+
+    def target_of(self, labels: LabelSet) -> str:
+        """Return the target's name: the values of the `target` labels joined with `/` as PromQL's label_join does."""
+        names = self.labels
+        return "/".join(labels[names.index(name)] for name in self.target)
+
+    def ratios(self, values: Mapping[Metric, Mapping[LabelSet, float]]) -> dict[LabelSet, Reading]:
+        """Return the reading of each target that has every sample it needs and a size over 0."""
+        used, size = as_sum(self.used), as_sum(self.size)
+        readings = {}
+        for labels in values.get(used.terms[0][1], ()):
+            if self.where is not None:
+                metric, expected = self.where
+                if values.get(metric, {}).get(labels) != expected:
+                    continue
+            top, bottom = _total(used, labels, values), _total(size, labels, values)
+            if top is None or bottom is None or not bottom > 0:
+                continue
+            available = values.get(self.available, {}).get(labels) if self.available else None
+            readings[labels] = Reading(top / bottom, bottom, available)
+        return readings
+
+    def with_tiers(
+        self, tiers: tuple[Tier, ...], reserve: Reserve | None, overrides: tuple[Override, ...]
+    ) -> Watermark:
+        """Return this watermark with a person's own tiers, reserve and overrides."""
+        return replace(self, tiers=tiers, reserve=reserve, overrides=overrides)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A target's ratio now, the size it is a ratio of, and what is available where a reserve is compared."""
+
+    ratio: float
+    size: float = 0.0
+    available: float | None = None
+
+
+def check_order(name: str, tiers: tuple[Tier, ...]) -> None:
+    """Raise ValueError unless there is a tier and each is over the one before it, at both edges."""
+    if not tiers:
+        message = f"watermark {name}: at least one tier is needed"
+        raise ValueError(message)
+    for low, high in itertools.pairwise(tiers):
+        if not (low.raise_at < high.raise_at and low.clear_at < high.clear_at):
+            message = f"watermark {name}: tier {high.name} must be over tier {low.name}, both in raise and in clear"
+            raise ValueError(message)
+
+
+def as_sum(terms: Metric | Sum) -> Sum:
+    """Return a lone metric as a sum of one term."""
+    return Sum(((1, terms),)) if isinstance(terms, Metric) else terms
+
+
+def _total(terms: Sum, labels: LabelSet, values: Mapping[Metric, Mapping[LabelSet, float]]) -> float | None:
+    total = 0.0
+    for sign, metric in terms.terms:
+        value = values.get(metric, {}).get(labels)
+        if value is None:
+            return None
+        total += sign * value
+    return total
+
+
+def step(level: int, reading: Reading, tiers: tuple[Tier, ...], reserve: Reserve | None = None) -> int:
+    """Return the next level, 0 being clear: the highest tier that is raised now, or was and is not cleared yet.
+
+    The alert rules say the same in PromQL; a property test compares the two.
+    """
+    for position in range(len(tiers), 0, -1):
+        tier = tiers[position - 1]
+        held = level >= position
+        if reading.ratio >= (tier.clear_at if held else tier.raise_at):
+            return position
+        if reserve is not None and position == len(tiers) and _is_short(reading, reserve, held=held):
+            return position
+    return 0
+
+
+def _is_short(reading: Reading, reserve: Reserve, *, held: bool) -> bool:
+    if reading.available is None or reading.size < reserve.minimum_size:
+        return False
+    return reading.available < (reserve.clear_at if held else reserve.raise_at)

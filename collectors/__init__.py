@@ -1,0 +1,7 @@
+"""One file per subject, and the table of them."""
+
+from __future__ import annotations
+
+from agent.collector import Collector
+
+ALL: tuple[Collector, ...] = ()

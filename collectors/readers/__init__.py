@@ -1,0 +1,1 @@
+"""Pure parsers: bytes in, values out. They import nothing of ours and touch no file."""
