@@ -84,7 +84,7 @@ class Host:
         return {"proc": self.procfs, "sys": self.sysfs, "dev": self.dev}
 
     def resolve(self, path: str) -> str:
-        """Return the host's `path` with its symbolic links resolved in the host's root; absent tails stay as they are."""
+        """Return the host's `path` with its symbolic links resolved in the host's root; absent tails stay."""
         todo, done, links = path.strip("/").split("/"), "", 0
         while todo:
             part = todo.pop(0)

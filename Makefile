@@ -1,0 +1,69 @@
+# Two commands do everything: `make run` and `make test`. The others are for developers.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+ARGS ?=
+
+.PHONY: run test check unit format bench rules lock build clean help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/runtime ## install and start the agent on this node, without any configuration
+	$(BIN)/ullage run $(ARGS)
+
+test: $(VENV)/dev ## install what the tests need (Debian packages when root) and run all of them
+	tests/install-packages.sh
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+check: $(VENV)/dev lint unit ## lint, types, import arrows and unit tests; under a minute
+
+.PHONY: lint
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+
+unit: $(VENV)/dev ## unit tests only
+	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+format: $(VENV)/dev ## format the code, mend what ruff can
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: $(VENV)/dev ## measure against others, as ratios of CPU time within one run
+	$(BIN)/python -m tests.bench $(ARGS)
+
+generate: $(VENV)/dev ## write the generated files: rules, their tests, documentation
+	$(BIN)/python -m tests.generate
+
+lock: $(VENV)/dev ## renew the lock files
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --output-file requirements-build.lock requirements-build.in
+	$(COMPILE) --output-file requirements-dev.lock pyproject.toml requirements-build.in requirements-dev.in
+
+COMPILE = $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
+	--no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
+
+build: $(VENV)/dev ## build the wheel
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	tests/make-venv.sh $(PYTHON) $(VENV)
+
+$(VENV)/runtime: requirements.lock requirements-build.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@ $(VENV)/runtime

@@ -1,0 +1,217 @@
+"""The command line: `ullage run`, `once`, `check-config`, `rules`. Exit codes: 0 good, 1 failure, 2 bad input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agent import __version__, config, log
+from agent.errors import ConfigError, UllageError
+from agent.rules import generate
+from collectors import ALL
+
+FAILURE, USAGE = 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parsed = _parser().parse_args(arguments)
+    log.configure(parsed.log_level, parsed.log_format)
+    try:
+        code: int = parsed.command(parsed)
+    except ConfigError as error:
+        return _complain(error, USAGE)
+    except UllageError as error:
+        return _complain(error, FAILURE)
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    return code
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"ullage: {error}", file=sys.stderr)  # noqa: T201  the command's answer, not a log
+    return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from agent import daemon  # noqa: PLC0415  --help and rules need none of it
+
+    daemon.calm_malloc()
+    daemon.Daemon(_options(parsed), ALL).run()
+    return 0
+
+
+def _once(parsed: argparse.Namespace) -> int:
+    from agent import daemon  # noqa: PLC0415  as above
+
+    chosen = {name for name, is_wanted in _switches(parsed).items() if is_wanted}
+    options = _options(parsed, {c.name: c.name in chosen for c in ALL} if chosen else None)
+    exposition = daemon.once(options, ALL, saves=parsed.textfile is not None)
+    if parsed.textfile is None:
+        sys.stdout.buffer.write(exposition)
+        sys.stdout.buffer.flush()
+    else:
+        _write(parsed.textfile, exposition)
+    return 0
+
+
+def _check_config(parsed: argparse.Namespace) -> int:
+    checked = config.load(parsed.file, ALL, {})
+    names = ", ".join(plan.name for plan in checked.plans) or "none"
+    print(f"{parsed.file}: valid; collectors: {names}")  # noqa: T201  the command's answer
+    return 0
+
+
+def _rules(parsed: argparse.Namespace) -> int:
+    loaded = config.load(parsed.config_file, ALL, {})
+    rules = loaded.rules
+    text = generate(loaded.watermarks, keep_firing_for=rules.keep_firing_for, runbook_url=rules.runbook_url)
+    sys.stdout.write(text)
+    return 0
+
+
+def _write(path: str, content: bytes) -> None:
+    """Write by atomic rename, readable for all, as node_exporter's textfile collector expects."""
+    directory = os.path.dirname(path) or "."
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=".ullage-")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise UllageError(f"--textfile {path}: cannot be written: {error.strerror}") from error
+
+
+def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None) -> Any:
+    from agent import daemon  # noqa: PLC0415  as above
+
+    if parsed.path_state is not None:
+        state: Path | None = daemon.prepare_state(Path(parsed.path_state))
+    else:
+        try:
+            state = daemon.prepare_state(_default_state())
+        except UllageError:
+            state = None
+    return daemon.Options(
+        listen_address=getattr(parsed, "web_listen_address", ""),
+        procfs=parsed.path_procfs,
+        sysfs=parsed.path_sysfs,
+        rootfs=parsed.path_rootfs,
+        dev=parsed.path_dev,
+        state=state,
+        config_file=parsed.config_file,
+        web_config_file=getattr(parsed, "web_config_file", None),
+        has_lifecycle=getattr(parsed, "web_enable_lifecycle", False),
+        switches=_switches(parsed) if switches is None else switches,
+    )
+
+
+def _default_state() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/ullage")
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "ullage"
+
+
+def _switches(parsed: argparse.Namespace) -> dict[str, bool]:
+    given = {collector.name: getattr(parsed, f"collector_{collector.name}") for collector in ALL}
+    return {name: is_wanted for name, is_wanted in given.items() if is_wanted is not None}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ullage",
+        description="Tells how far container storage is from full, before it is.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ullage {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = _command(commands, "run", _run, "serve this node's metrics until stopped", "info")
+    _add_web(run)
+    _add_node(run)
+    once = _command(commands, "once", _once, "print one complete exposition")
+    once.add_argument("--textfile", metavar="PATH", help="write it there by atomic rename, for node_exporter")
+    _add_node(once)
+    check = _command(commands, "check-config", _check_config, "check a configuration file")
+    check.add_argument("file", metavar="FILE")
+    rules = _command(commands, "rules", _rules, "print the alert rules for the watermarks in force")
+    rules.add_argument("--config.file", dest="config_file", metavar="FILE", help="configuration (YAML)")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, function: Any, summary: str, log_level: str = "warning"
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+    )
+    parser.set_defaults(command=function)
+    parser.add_argument(
+        "--log.level", dest="log_level", choices=log.LEVELS, default=log_level, help="least level logged (%(default)s)"
+    )
+    parser.add_argument(
+        "--log.format", dest="log_format", choices=log.FORMATS, default="logfmt", help="form of the log (%(default)s)"
+    )
+    return parser
+
+
+def _add_web(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--web.listen-address",
+        dest="web_listen_address",
+        metavar="HOST:PORT",
+        default="0.0.0.0:10940",
+        help="where to serve (%(default)s)",
+    )
+    parser.add_argument(
+        "--web.config.file", dest="web_config_file", metavar="FILE", help="TLS and users, as in exporter-toolkit"
+    )
+    parser.add_argument(
+        "--web.enable-lifecycle",
+        dest="web_enable_lifecycle",
+        action="store_true",
+        help="allow POST /-/reload",
+    )
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config.file", dest="config_file", metavar="FILE", help="configuration (YAML)")
+    for name, default in (("procfs", "/proc"), ("sysfs", "/sys"), ("rootfs", "/"), ("dev", "/dev")):
+        parser.add_argument(
+            f"--path.{name}",
+            dest=f"path_{name}",
+            metavar="DIR",
+            default=default,
+            help=f"where the host's {default} is (%(default)s)",
+        )
+    parser.add_argument(
+        "--path.state",
+        dest="path_state",
+        metavar="DIR",
+        help=f"where state is kept over restarts ({_default_state()}, if it can be written)",
+    )
+    for collector in ALL:
+        parser.add_argument(
+            f"--collector.{collector.name}",
+            dest=f"collector_{collector.name}",
+            action="store_true",
+            default=None,
+            help=collector.summary.replace("%", "%%"),
+        )
+        parser.add_argument(
+            f"--no-collector.{collector.name}",
+            dest=f"collector_{collector.name}",
+            action="store_false",
+            default=None,
+            help=f"switch {collector.name} off",
+        )

@@ -1,0 +1,289 @@
+"""The wiring: configuration, host, collectors, scheduler, server and signals. Only this file meets all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from agent import __version__
+from agent.collector import Collector
+from agent.config import Config, load
+from agent.errors import ConfigError, StartError
+from agent.exposition import Form, Pages
+from agent.host import Host
+from agent.latches import Latches
+from agent.probe import HelperProber
+from agent.runner import Level
+from agent.scheduler import Scheduler, Worker
+from agent.selfmetrics import Reload, SelfPage
+from agent.server import Server
+from agent.webconfig import WebConfig
+from agent.webconfig import load as load_web
+
+STOP_WITHIN = 1.0  # seconds for collectors to end; the whole stop is promised within two
+KEEP_EVERY = 5.0  # seconds between looks at what is overdue, unsaved, or changed on disk
+_M_ARENA_MAX = -8  # malloc.h
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says; everything that cannot be reloaded."""
+
+    listen_address: str = "0.0.0.0:10940"
+    procfs: str = "/proc"
+    sysfs: str = "/sys"
+    rootfs: str = "/"
+    dev: str = "/dev"
+    state: Path | None = None
+    config_file: str | None = None
+    web_config_file: str | None = None
+    has_lifecycle: bool = False
+    switches: Mapping[str, bool] = field(default_factory=dict)
+
+
+class Engine:
+    """Collectors at work and the pages they make: all of the agent but its web server."""
+
+    def __init__(self, options: Options, config: Config, node: str, *, has_process: bool = True) -> None:
+        self.pages = Pages()
+        self.reload = Reload(succeeded_at=time.time())
+        self.prober = HelperProber()
+        self.latches = Latches(options.state / "watermarks.json" if options.state else None)
+        self.latches.load()
+        host = Host(options.procfs, options.sysfs, options.rootfs, options.dev, self.prober)
+        self.scheduler = Scheduler(host, self.latches, self.pages, node, options.state)
+        self._self_page = SelfPage(self.pages, self.reload, has_process=has_process)
+        self._publishing = threading.Lock()
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Run what this configuration says."""
+        self.scheduler.apply(config.plans)
+        self.publish()
+
+    def publish(self) -> None:
+        """Bring the agent's own page up to date."""
+        with self._publishing:
+            self._self_page.publish(self.scheduler.workers)
+
+    def stop(self, *, saves: bool = True) -> None:
+        """End all collectors, save the latches, end the helper process."""
+        self.scheduler.stop(STOP_WITHIN)
+        if saves:
+            self.latches.save()
+        self.prober.close()
+
+
+class Daemon:
+    """The agent as a service; also the `App` that its web server serves."""
+
+    def __init__(self, options: Options, collectors: Sequence[Collector]) -> None:
+        self.lifecycle = options.has_lifecycle
+        self._options = options
+        self._collectors = collectors
+        self._log = structlog.get_logger()
+        self._started_at = time.time()
+        self._node = os.uname().nodename
+        self._reloading = threading.Lock()
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._is_reload_wanted = False
+        self._config = load(options.config_file, collectors, options.switches)
+        self._web = load_web(options.web_config_file) if options.web_config_file else None
+        self._server = Server(options.listen_address, self, self._web)
+        self._engine = Engine(options, self._config, self._node)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        for target in (self._keep_page, self._keep_files):
+            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
+        self._server.start()
+        if self._options.state is None:
+            self._log.warning("watermark levels are not kept over restarts", reason="no state directory")
+        self._log.info("serving", url=self._server.url, version=__version__, config=self._options.config_file)
+        while not self._is_stopping:
+            self._wake.wait()
+            self._wake.clear()
+            if self._is_reload_wanted:
+                self._is_reload_wanted = False
+                with contextlib.suppress(ConfigError):  # logged and counted by reload
+                    self.reload()
+        self._log.info("stopping")
+        self._server.stop()
+        self._engine.stop()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._is_reload_wanted = True
+        else:
+            self._is_stopping = True
+        self._wake.set()
+
+    def _keep_page(self) -> None:
+        """Keep the agent's own page current: after every run, and while nothing runs."""
+        scheduler = self._engine.scheduler
+        while not self._is_stopping:
+            scheduler.changed.wait(KEEP_EVERY)
+            scheduler.changed.clear()
+            scheduler.tell_overdue()
+            self._engine.publish()
+
+    def _keep_files(self) -> None:
+        """Keep what lies on disks: save the latches, take over changed certificates. A sick disk hangs only this."""
+        while not self._is_stopping:
+            time.sleep(KEEP_EVERY)
+            self._engine.latches.save_if_needed()
+            if self._web is not None and self._web.changed():
+                self._reload_web(self._web)
+
+    def _reload_web(self, web: WebConfig) -> None:
+        try:
+            self._web = load_web(web.path)
+        except ConfigError as error:
+            self._log.error("web configuration not reloaded", error=str(error))
+        else:
+            self._server.use(self._web)
+            self._log.info("web configuration reloaded", path=web.path)
+
+    # -- what the server asks --
+
+    def metrics(self, form: Form, *, gzip: bool) -> list[bytes]:
+        """Return the exposition in ready parts."""
+        return self._engine.pages.members(form, gzip=gzip)
+
+    def is_ready(self) -> bool:
+        """Return whether the first round is complete."""
+        return self._engine.scheduler.is_ready
+
+    def reload(self) -> None:
+        """Load the configuration again; a bad one is refused with a ConfigError and the old one stays in force."""
+        reload = self._engine.reload
+        with self._reloading:
+            try:
+                self._config = load(self._options.config_file, self._collectors, self._options.switches)
+                self._engine.apply(self._config)
+            except ConfigError as error:
+                reload.is_successful = False
+                self._log.error("configuration not reloaded", error=str(error))
+                raise
+            else:
+                reload.is_successful, reload.succeeded_at = True, time.time()
+                self._log.info("configuration reloaded", config=self._options.config_file)
+            finally:
+                self._engine.publish()
+
+    def status(self) -> dict[str, Any]:
+        """Return all that the status page shows, as JSON has it."""
+        workers = self._engine.scheduler.workers
+        return {
+            "agent": {
+                "version": __version__,
+                "node": self._node,
+                "started_at": self._started_at,
+                "config_file": self._options.config_file,
+                "config_reloaded": self._engine.reload.is_successful,
+                "ready": self.is_ready(),
+            },
+            "collectors": [_collector_status(worker) for worker in workers.values()],
+            "watermarks": [
+                _level_status(level) for worker in workers.values() for level in worker.runner.outcome.levels
+            ],
+            "findings": [
+                {
+                    "finding": found.finding.id,
+                    "severity": found.finding.severity,
+                    "target": found.target,
+                    "explanation": found.explanation,
+                    "remedy": found.remedy,
+                }
+                for worker in workers.values()
+                for found in worker.runner.outcome.findings
+            ],
+        }
+
+
+def _collector_status(worker: Worker) -> dict[str, Any]:
+    runner, outcome = worker.runner, worker.runner.outcome
+    if worker.is_overdue:
+        state = "overdue"
+    elif not worker.is_first_done:
+        state = "starting"
+    elif not outcome.is_supported:
+        state = "unsupported"
+    else:
+        state = "up" if outcome.is_up else "failing"
+    return {
+        "name": runner.plan.name,
+        "summary": runner.plan.collector.summary,
+        "state": state,
+        "reason": outcome.reason or None,
+        "last_success": outcome.last_success,
+        "age_seconds": None if outcome.last_success is None else max(0.0, time.time() - outcome.last_success),
+        "duration_seconds": outcome.duration if worker.is_first_done else None,
+        "interval_seconds": runner.plan.interval,
+        "series": outcome.series,
+        "series_budget": runner.plan.series_budget,
+        "series_dropped": outcome.dropped,
+        "errors": dict(runner.errors),
+    }
+
+
+def _level_status(level: Level) -> dict[str, Any]:
+    tier = level.tier
+    return {
+        "watermark": level.watermark.name,
+        "target": level.target,
+        "level": level.level,
+        "tier": tier.name if tier else None,
+        "severity": tier.severity if tier else None,
+        "ratio": level.reading.ratio,
+        "tiers": [
+            {"name": tier.name, "severity": tier.severity, "raise": tier.raise_at, "clear": tier.clear_at}
+            for tier in level.tiers
+        ],
+    }
+
+
+def once(options: Options, collectors: Sequence[Collector], *, saves: bool) -> bytes:
+    """Return one complete exposition: every collector run once; those past their deadline are overdue."""
+    config = load(options.config_file, collectors, options.switches)
+    engine = Engine(options, config, os.uname().nodename, has_process=False)
+    try:
+        while not engine.scheduler.is_ready:
+            engine.scheduler.changed.wait(0.05)
+            engine.scheduler.changed.clear()
+        engine.publish()
+        return b"".join(engine.pages.members("text", gzip=False))
+    finally:
+        engine.stop(saves=saves)
+
+
+def prepare_state(path: Path) -> Path:
+    """Make the state directory; raises StartError when it cannot be written."""
+    try:
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        probe = path / ".write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StartError(f"--path.state {path}: cannot be written: {error.strerror}") from error
+    return path
+
+
+def calm_malloc() -> None:
+    """Hold glibc to two arenas: one per thread would cost megabytes for nothing. Other C libraries ignore it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)

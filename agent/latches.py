@@ -1,0 +1,113 @@
+"""The state of the watermarks, kept over restarts in one small JSON file.
+
+The alerts' own hysteresis rests in Prometheus on raw ratios; this state serves `ullage_watermark_level`, the status
+page and hosts that have no Prometheus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+TOO_OLD = 3600.0  # seconds; after that a level says nothing about now
+REFRESH = 600.0  # seconds between writes when nothing changes, well below TOO_OLD
+_VERSION = 1
+
+
+class Latches:
+    """Levels by watermark and target. Thread-safe. A target that is not seen for an hour loses its level."""
+
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._levels: dict[str, dict[str, tuple[int, float]]] = {}
+        self._is_dirty = False
+        self._saved_at = clock()
+        self._log = structlog.get_logger()
+
+    def load(self) -> None:
+        """Read the file. One that is too old is ignored; a damaged one is set aside, never fatal."""
+        if self._path is None:
+            return
+        try:
+            levels = _decode(json.loads(self._path.read_bytes()))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._log.warning("watermark state unreadable", path=str(self._path), error=error.strerror)
+            return
+        except ValueError as error:
+            aside = self._path.with_suffix(".damaged")
+            with contextlib.suppress(OSError):
+                os.replace(self._path, aside)
+            self._log.warning("watermark state damaged, set aside", path=str(aside), error=str(error))
+            return
+        now = self._clock()
+        with self._lock:
+            for watermark, targets in levels.items():
+                kept = {target: kept for target, kept in targets.items() if 0 <= now - kept[1] < TOO_OLD}
+                self._levels[watermark] = kept
+
+    def level(self, watermark: str, target: str) -> int:
+        """Return a target's level; 0 is clear."""
+        with self._lock:
+            return self._levels.get(watermark, {}).get(target, (0, 0.0))[0]
+
+    def update(self, watermark: str, levels: Mapping[str, int]) -> None:
+        """Take the levels of one round. Targets that this round did not see keep theirs for an hour."""
+        now = self._clock()
+        with self._lock:
+            before = self._levels.get(watermark, {})
+            after = {target: kept for target, kept in before.items() if now - kept[1] < TOO_OLD}
+            after.update({target: (level, now) for target, level in levels.items() if level or target in before})
+            after = {target: kept for target, kept in after.items() if kept[0]}
+            self._is_dirty |= {t: k[0] for t, k in after.items()} != {t: k[0] for t, k in before.items()}
+            self._levels[watermark] = after
+
+    def save_if_needed(self) -> None:
+        """Write the file when a level has changed, or when its times would become too old."""
+        with self._lock:
+            is_old = any(self._levels.values()) and self._clock() - self._saved_at > REFRESH
+        if self._is_dirty or is_old:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file by atomic rename. Failure is logged; the levels stay in memory."""
+        if self._path is None:
+            return
+        with self._lock:
+            self._is_dirty = False
+            self._saved_at = self._clock()
+            data = json.dumps({"version": _VERSION, "levels": self._levels}, sort_keys=True)
+        temporary = self._path.with_suffix(".new")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        except OSError as error:
+            self._log.warning("watermark state not saved", path=str(self._path), error=error.strerror)
+
+
+def _decode(data: Any) -> dict[str, dict[str, tuple[int, float]]]:
+    if not isinstance(data, dict) or data.get("version") != _VERSION or not isinstance(data.get("levels"), dict):
+        message = f"expected an object with version {_VERSION} and levels"
+        raise ValueError(message)
+    try:
+        return {
+            str(watermark): {str(target): (int(level), float(seen)) for target, (level, seen) in targets.items()}
+            for watermark, targets in data["levels"].items()
+        }
+    except (AttributeError, TypeError) as error:
+        message = f"levels are not as written by us: {error}"
+        raise ValueError(message) from error

@@ -1,0 +1,268 @@
+"""One run of one collector: collect, check against the declaration, step the watermarks, render a page."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any
+
+import structlog
+
+from agent.collector import Collector, Running, Yield
+from agent.errors import ContractError, HostError
+from agent.exposition import Pages, Renderer, make_page
+from agent.finding import Found
+from agent.host import Host
+from agent.latches import Latches
+from agent.metric import Family, LabelSet, Metric, Sample
+from agent.watermark import Reading, Reserve, Tier, Watermark, step
+
+FINDING_BUDGET = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A collector with the settings that are in force: what its declaration and the configuration make together."""
+
+    collector: Collector
+    settings: Any
+    interval: float
+    deadline: float
+    series_budget: int
+    watermarks: tuple[Watermark, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The collector's name."""
+        return self.collector.name
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A watermark's state for one target after a run; `tier` is None while it is clear."""
+
+    watermark: Watermark
+    target: str
+    level: int
+    reading: Reading
+    tiers: tuple[Tier, ...]
+    reserve: Reserve | None
+    is_overridden: bool
+
+    @property
+    def tier(self) -> Tier | None:
+        """The tier that holds."""
+        return self.tiers[self.level - 1] if self.level else None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the newest finished run left. Times are epoch seconds; `reason` says why it is not up."""
+
+    is_up: bool = False
+    is_supported: bool = True
+    reason: str = ""
+    duration: float = 0.0
+    last_success: float | None = None
+    series: int = 0
+    dropped: int = 0
+    levels: tuple[Level, ...] = ()
+    findings: tuple[Found, ...] = ()
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """The samples of one run by metric, in the order of their first appearance."""
+
+    budget: int
+    series: int = 0
+    dropped: int = 0
+    by_metric: dict[Metric, dict[LabelSet, float]] = field(default_factory=dict)
+    families: dict[Metric, Family] = field(default_factory=dict)
+    findings: dict[tuple[str, str], Found] = field(default_factory=dict)
+
+
+class Runner:
+    """Runs one collector again and again; the scheduler's thread calls `run`, anyone may read `outcome`."""
+
+    def __init__(
+        self, plan: Plan, host: Host, latches: Latches, pages: Pages, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.plan = plan
+        self.host = host.session()
+        self.outcome = Outcome()
+        self.transitions: Counter[str] = Counter()
+        self._latches = latches
+        self._pages = pages
+        self._clock = clock
+        self._renderer = Renderer()
+        self._checked: dict[Metric, Sequence[LabelSet]] = {}
+        self._declared = {metric: len(metric.labels) for metric in plan.collector.metrics}
+        self._findings = set(plan.collector.findings)
+        self._told = ""
+        self._log = structlog.get_logger().bind(collector=plan.name)
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Errors so far by reason, of single targets and of whole runs."""
+        return self.host.errors
+
+    def run(self, running: Running) -> None:
+        """Do one run and publish what it gave. A failure keeps the old page until that is too old."""
+        began = self._clock()
+        lack = self.plan.collector.needs(self.host)
+        if lack is not None:
+            self._pages.drop(self.plan.name)
+            self.outcome = Outcome(is_supported=False, reason=lack)
+            self._tell("collector has nothing to read", reason=lack)
+            return
+        try:
+            gathered = self._gather(running.collect(self.host))
+        except HostError as error:
+            self._fail(began, error.reason, str(error))
+        except Exception as error:  # noqa: BLE001  a bug in one collector must not stop the others
+            self._fail(began, "bug", repr(error), exc_info=True)
+        else:
+            self._publish(began, gathered)
+        for refused in self.host.first_errors:
+            self._log.warning("target skipped", reason=refused.reason, path=refused.path, detail=refused.detail)
+        self.host.first_errors.clear()
+
+    def fail_start(self, error: Exception) -> None:
+        """Record that the collector could not even be started."""
+        self._fail(self._clock(), error.reason if isinstance(error, HostError) else "bug", repr(error), exc_info=True)
+
+    def _fail(self, began: float, reason: str, detail: str, **extra: Any) -> None:
+        self.errors[reason] += 1
+        before = self.outcome
+        self.outcome = Outcome(
+            reason=detail,
+            duration=self._clock() - began,
+            last_success=before.last_success,
+            series=before.series,
+            dropped=before.dropped,
+            levels=before.levels,
+            findings=before.findings,
+        )
+        self._tell("collector failed", level="error", reason=reason, detail=detail, **extra)
+
+    def _publish(self, began: float, gathered: _Gathered) -> None:
+        families = [Family(m, tuple(values), list(values.values())) for m, values in gathered.by_metric.items()]
+        families += gathered.families.values()
+        page = make_page(self._renderer, families, began, 3 * self.plan.interval)
+        levels = self._step(gathered)
+        self._pages.put(self.plan.name, page)
+        self.outcome = Outcome(
+            is_up=True,
+            duration=self._clock() - began,
+            last_success=time.time(),
+            series=page.series,
+            dropped=self.outcome.dropped + gathered.dropped,
+            levels=levels,
+            findings=tuple(gathered.findings.values()),
+        )
+        if gathered.dropped:
+            self._tell("series over budget dropped", level="warning", budget=self.plan.series_budget)
+        else:
+            self._tell("collector up")
+
+    def _tell(self, event: str, level: str = "info", **facts: Any) -> None:
+        """Log a change of state once, not each round."""
+        if event + facts.get("reason", "") != self._told:
+            self._told = event + facts.get("reason", "")
+            getattr(self._log, level)(event, **facts)
+
+    def _gather(self, yielded: Iterable[Yield]) -> _Gathered:
+        gathered = _Gathered(self.plan.series_budget)
+        for item in yielded:
+            if isinstance(item, Sample):
+                self._take_sample(gathered, item)
+            elif isinstance(item, Family):
+                self._take_family(gathered, item)
+            else:
+                self._take_finding(gathered, item)
+        return gathered
+
+    def _take_sample(self, gathered: _Gathered, sample: Sample) -> None:
+        metric, labels, value = sample
+        if self._declared.get(metric) != len(labels) or metric in gathered.families:
+            raise ContractError(f"{metric.name}{labels}: " + self._complaint(metric))
+        values = gathered.by_metric.setdefault(metric, {})
+        if labels in values:
+            self.errors["duplicate"] += 1
+            return
+        if gathered.series >= gathered.budget:
+            gathered.dropped += 1
+            return
+        values[labels] = value
+        gathered.series += 1
+
+    def _take_family(self, gathered: _Gathered, family: Family) -> None:
+        metric, labelsets, values = family
+        if metric not in self._declared or metric in gathered.families or metric in gathered.by_metric:
+            raise ContractError(f"{metric.name}: " + self._complaint(metric))
+        if self._checked.get(metric) is not labelsets:
+            width = self._declared[metric]
+            if len(set(labelsets)) != len(labelsets) or any(len(labels) != width for labels in labelsets):
+                raise ContractError(f"{metric.name}: label sets twice, or of the wrong length")
+            self._checked[metric] = labelsets
+        if len(labelsets) != len(values):
+            raise ContractError(f"{metric.name}: {len(labelsets)} label sets, {len(values)} values")
+        room = gathered.budget - gathered.series
+        if len(values) > room:
+            gathered.dropped += len(values) - room
+            family = Family(metric, tuple(islice(labelsets, room)), list(islice(values, room)))
+        gathered.series += len(family.values)
+        gathered.families[metric] = family
+
+    def _complaint(self, metric: Metric) -> str:
+        return "yielded twice" if metric in self._declared else "not declared, or with other labels"
+
+    def _take_finding(self, gathered: _Gathered, found: Found) -> None:
+        if found.finding not in self._findings:
+            raise ContractError(f"finding {found.finding.id}: not declared")
+        if len(gathered.findings) < FINDING_BUDGET:
+            gathered.findings[found.finding.id, found.target] = found
+        else:
+            gathered.dropped += 1
+
+    def _step(self, gathered: _Gathered) -> tuple[Level, ...]:
+        levels: list[Level] = []
+        for watermark in self.plan.watermarks:
+            values = dict(gathered.by_metric)
+            for metric in watermark.metrics:
+                if family := gathered.families.get(metric):
+                    values[metric] = dict(zip(family.labelsets, family.values, strict=True))
+            worst: dict[str, Level] = {}
+            for labels, reading in watermark.ratios(values).items():
+                level = self._step_one(watermark, watermark.target_of(labels), reading)
+                known = worst.get(level.target)
+                if known is None or level.level > known.level:
+                    worst[level.target] = level
+            self._latches.update(watermark.name, {target: level.level for target, level in worst.items()})
+            levels += worst.values()
+        return tuple(levels)
+
+    def _step_one(self, watermark: Watermark, target: str, reading: Reading) -> Level:
+        tiers, reserve, is_overridden = watermark.tiers, watermark.reserve, False
+        for override in watermark.overrides:
+            if fnmatchcase(target, override.target):
+                tiers, reserve, is_overridden = override.tiers, override.reserve, True
+                break
+        before = self._latches.level(watermark.name, target)
+        after = step(before, reading, tiers, reserve)
+        if after != before:
+            self.transitions[watermark.name] += 1
+            self._log.info(
+                "watermark level changed",
+                watermark=watermark.name,
+                target=target,
+                before=before,
+                after=after,
+                ratio=round(reading.ratio, 4),
+            )
+        return Level(watermark, target, after, reading, tiers, reserve, is_overridden)
