@@ -32,6 +32,7 @@ from agent.webconfig import WebConfig
 from agent.webconfig import load as load_web
 
 STOP_WITHIN = 1.0  # seconds for collectors to end; the whole stop is promised within two
+SAVE_WITHIN = 0.5  # seconds for the last save: its disk may hang
 KEEP_EVERY = 5.0  # seconds between looks at what is overdue, unsaved, or changed on disk
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -81,7 +82,9 @@ class Engine:
         """End all collectors, save the latches, end the helper process."""
         self.scheduler.stop(STOP_WITHIN)
         if saves:
-            self.latches.save()
+            saver = threading.Thread(target=self.latches.save, daemon=True)
+            saver.start()
+            saver.join(SAVE_WITHIN)
         self.prober.close()
 
 
@@ -199,7 +202,10 @@ class Daemon:
             },
             "collectors": [_collector_status(worker) for worker in workers.values()],
             "watermarks": [
-                _level_status(level) for worker in workers.values() for level in worker.runner.outcome.levels
+                _level_status(level)
+                for worker in workers.values()
+                for table in worker.runner.outcome.levels
+                for level in table
             ],
             "findings": [
                 {

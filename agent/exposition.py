@@ -158,11 +158,11 @@ class Pages:
         """Publish a page. What scrapers have asked for so far is compressed here, in the collector's own time."""
         for form in self._wanted:
             page.gzip(form)
-        self._pages = {**self._pages, name: page}
+        self._pages[name] = page
 
     def drop(self, name: str) -> None:
         """Withdraw a page for good."""
-        self._pages = {kept: page for kept, page in self._pages.items() if kept != name}
+        self._pages.pop(name, None)
 
     def is_current(self, name: str) -> bool:
         """Return whether the name has a page that is not withdrawn."""
@@ -172,7 +172,7 @@ class Pages:
     def members(self, form: Form, *, gzip: bool) -> list[bytes]:
         """Return the whole exposition in ready parts; joined they are the body of a scrape."""
         now = self._clock()
-        current = [page for _, page in sorted(self._pages.items()) if now - page.made_at <= page.max_age]
+        current = [page for _, page in sorted(self._pages.copy().items()) if now - page.made_at <= page.max_age]
         if gzip:
             if form not in self._wanted:
                 self._wanted |= {form}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -21,26 +21,37 @@ _LINKS = 40  # as the kernel's MAXSYMLINKS
 
 
 class Space(NamedTuple):
-    """What statvfs(3) and stat(2) of one mount point say. Blocks are `block_size` (f_frsize) bytes; `files` may be 0.
+    """What statvfs(3) of one mount point says, in order. Blocks are `block_size` (f_frsize) bytes; `files` may be 0.
 
-    `is_shut_down` is true when stat fails with EIO though statvfs answers: a filesystem that was shut down.
+    `stat_errno` is what stat(2) was refused with, where it was asked for: EIO means a filesystem that was shut down,
+    though statvfs answers.
     """
 
+    stat_errno: int
+    io_size: int
     block_size: int
     blocks: int
     free: int
     available: int
     files: int
     files_free: int
-    is_read_only: bool
-    is_shut_down: bool
+    files_available: int
+    flags: int
+    name_max: int
+
+
+class Points(NamedTuple):
+    """Mount points to be measured: their real paths, and the same as requests to the prober's helper."""
+
+    paths: tuple[str, ...]
+    requests: tuple[bytes, ...]
 
 
 class Prober(Protocol):
     """Whatever measures mounts that may hang, see `agent.probe`."""
 
-    def measure(self, paths: Sequence[str]) -> list[Space | HostError]:
-        """Return one answer per real path, in order: Space, or the error (Stuck among them). Never blocks for long."""
+    def measure(self, points: Points) -> Sequence[Space | HostError]:
+        """Return one answer per point, in order: Space, or the error (Stuck among them). Never blocks for long."""
         ...
 
     def close(self) -> None:
@@ -118,6 +129,13 @@ class Host:
         except OSError as error:
             raise from_os(path, error) from error
 
+    def open(self, path: str) -> int:
+        """Return a descriptor of a file, for reading; the caller closes it."""
+        try:
+            return os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise from_os(path, error) from error
+
     def read_int(self, path: str) -> int:
         """Return a file's one decimal number."""
         text = self.read(path)
@@ -147,11 +165,17 @@ class Host:
         """Return whether the path leads to something now."""
         return os.path.exists(self.real(path))
 
-    def measure(self, paths: Sequence[str]) -> list[Space | HostError]:
-        """Return the space of the host's mount points, in order, without ever hanging on one."""
+    def points(self, paths: Sequence[str], stats: Collection[str] = ()) -> Points:
+        """Return the host's mount points as `measure` wants them; those in `stats` are also asked for stat(2)."""
+        real = tuple(map(self.real, paths))
+        marks = (b"s" if path in stats else b"v" for path in paths)
+        return Points(real, tuple(mark + os.fsencode(path) for mark, path in zip(marks, real, strict=True)))
+
+    def measure(self, points: Points) -> Sequence[Space | HostError]:
+        """Return the space of mount points, in order, without ever hanging on one; see Prober."""
         if self.prober is None:
-            return [Failed(path, "no prober") for path in paths]
-        return self.prober.measure([self.real(path) for path in paths])
+            return [Failed(path, "no prober") for path in points.paths]
+        return self.prober.measure(points)
 
     def skip(self, error: HostError) -> None:
         """Count one target's refusal by its reason; a target is remembered in `first_errors` only the first time."""

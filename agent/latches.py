@@ -57,16 +57,18 @@ class Latches:
                 kept = {target: kept for target, kept in targets.items() if 0 <= now - kept[1] < TOO_OLD}
                 self._levels[watermark] = kept
 
-    def level(self, watermark: str, target: str) -> int:
-        """Return a target's level; 0 is clear."""
+    def held(self, watermark: str) -> dict[str, int]:
+        """Return the levels over 0 by target."""
         with self._lock:
-            return self._levels.get(watermark, {}).get(target, (0, 0.0))[0]
+            return {target: level for target, (level, _) in self._levels.get(watermark, {}).items()}
 
     def update(self, watermark: str, levels: Mapping[str, int]) -> None:
-        """Take the levels of one round. Targets that this round did not see keep theirs for an hour."""
+        """Take the levels of one round, 0 for those now clear. Targets that it did not see keep theirs for an hour."""
         now = self._clock()
         with self._lock:
             before = self._levels.get(watermark, {})
+            if not before and not levels:
+                return
             after = {target: kept for target, kept in before.items() if now - kept[1] < TOO_OLD}
             after.update({target: (level, now) for target, level in levels.items() if level or target in before})
             after = {target: kept for target, kept in after.items() if kept[0]}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
 
@@ -19,7 +18,7 @@ from agent.finding import Found
 from agent.host import Host
 from agent.latches import Latches
 from agent.metric import Family, LabelSet, Metric, Sample
-from agent.watermark import Reading, Reserve, Tier, Watermark, step
+from agent.watermark import Evaluator, Override, Reading, Tier, Watermark, step
 
 FINDING_BUDGET = 1000
 
@@ -50,13 +49,32 @@ class Level:
     level: int
     reading: Reading
     tiers: tuple[Tier, ...]
-    reserve: Reserve | None
-    is_overridden: bool
 
     @property
     def tier(self) -> Tier | None:
         """The tier that holds."""
         return self.tiers[self.level - 1] if self.level else None
+
+
+@dataclass(frozen=True, slots=True)
+class LevelTable:
+    """A watermark's state for all its targets after a run. `raised` has the levels over 0 only."""
+
+    watermark: Watermark
+    targets: tuple[str, ...]
+    readings: Sequence[Reading | None]
+    raised: Mapping[str, int]
+    overridden: Mapping[str, Override]
+
+    def __iter__(self) -> Iterator[Level]:
+        """Yield the level of each target once."""
+        told = set()
+        for target, reading in zip(self.targets, self.readings, strict=True):
+            if reading is not None and target not in told:
+                told.add(target)
+                override = self.overridden.get(target)
+                tiers = override.tiers if override is not None else self.watermark.tiers
+                yield Level(self.watermark, target, self.raised.get(target, 0), reading, tiers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +88,7 @@ class Outcome:
     last_success: float | None = None
     series: int = 0
     dropped: int = 0
-    levels: tuple[Level, ...] = ()
+    levels: tuple[LevelTable, ...] = ()
     findings: tuple[Found, ...] = ()
 
 
@@ -100,6 +118,7 @@ class Runner:
         self._pages = pages
         self._clock = clock
         self._renderer = Renderer()
+        self._evaluators = [Evaluator(watermark) for watermark in plan.watermarks]
         self._checked: dict[Metric, Sequence[LabelSet]] = {}
         self._declared = {metric: len(metric.labels) for metric in plan.collector.metrics}
         self._findings = set(plan.collector.findings)
@@ -154,7 +173,7 @@ class Runner:
         families = [Family(m, tuple(values), list(values.values())) for m, values in gathered.by_metric.items()]
         families += gathered.families.values()
         page = make_page(self._renderer, families, began, 3 * self.plan.interval)
-        levels = self._step(gathered)
+        levels = self._step(families)
         self._pages.put(self.plan.name, page)
         self.outcome = Outcome(
             is_up=True,
@@ -230,39 +249,33 @@ class Runner:
         else:
             gathered.dropped += 1
 
-    def _step(self, gathered: _Gathered) -> tuple[Level, ...]:
-        levels: list[Level] = []
-        for watermark in self.plan.watermarks:
-            values = dict(gathered.by_metric)
-            for metric in watermark.metrics:
-                if family := gathered.families.get(metric):
-                    values[metric] = dict(zip(family.labelsets, family.values, strict=True))
-            worst: dict[str, Level] = {}
-            for labels, reading in watermark.ratios(values).items():
-                level = self._step_one(watermark, watermark.target_of(labels), reading)
-                known = worst.get(level.target)
-                if known is None or level.level > known.level:
-                    worst[level.target] = level
-            self._latches.update(watermark.name, {target: level.level for target, level in worst.items()})
-            levels += worst.values()
-        return tuple(levels)
+    def _step(self, families: Sequence[Family]) -> tuple[LevelTable, ...]:
+        by_metric = {family.metric: family for family in families}
+        return tuple(self._step_one(each, by_metric) for each in self._evaluators)
 
-    def _step_one(self, watermark: Watermark, target: str, reading: Reading) -> Level:
-        tiers, reserve, is_overridden = watermark.tiers, watermark.reserve, False
-        for override in watermark.overrides:
-            if fnmatchcase(target, override.target):
-                tiers, reserve, is_overridden = override.tiers, override.reserve, True
-                break
-        before = self._latches.level(watermark.name, target)
-        after = step(before, reading, tiers, reserve)
-        if after != before:
-            self.transitions[watermark.name] += 1
-            self._log.info(
-                "watermark level changed",
-                watermark=watermark.name,
-                target=target,
-                before=before,
-                after=after,
-                ratio=round(reading.ratio, 4),
-            )
-        return Level(watermark, target, after, reading, tiers, reserve, is_overridden)
+    def _step_one(self, evaluator: Evaluator, families: Mapping[Metric, Family]) -> LevelTable:
+        watermark = evaluator.watermark
+        readings = evaluator.read(families)
+        held = self._latches.held(watermark.name)
+        first = watermark.tiers[0].raise_at
+        levels: dict[str, int] = {}
+        for target, reading in zip(evaluator.targets, readings, strict=True):
+            # the cheap test first: all but a few targets are far below the first tier
+            if reading is None or (reading[0] < first and target not in held and target not in evaluator.overridden):
+                continue
+            override = evaluator.overridden.get(target, watermark)
+            level = step(held.get(target, 0), reading, override.tiers, override.reserve)
+            levels[target] = max(level, levels.get(target, 0))
+        for target, level in levels.items():
+            if level != held.get(target, 0):
+                self.transitions[watermark.name] += 1
+                self._log.info(
+                    "watermark level changed",
+                    watermark=watermark.name,
+                    target=target,
+                    before=held.get(target, 0),
+                    after=level,
+                )
+        self._latches.update(watermark.name, levels)
+        raised = {target: level for target, level in levels.items() if level}
+        return LevelTable(watermark, evaluator.targets, readings, raised, evaluator.overridden)

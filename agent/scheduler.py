@@ -32,12 +32,15 @@ def phase(node: str, name: str, interval: float) -> float:
 class Worker:
     """One collector's thread. `is_first_done` is set when its first run has ended, well or not."""
 
-    def __init__(self, runner: Runner, start: Start, offset: float, told: Callable[[], None]) -> None:
+    def __init__(
+        self, runner: Runner, start: Start, offset: float, told: Callable[[], None], ended: Callable[[str], None]
+    ) -> None:
         self.runner = runner
         self.is_first_done = False
         self._start = start
         self._offset = offset
         self._told = told
+        self._ended = ended
         self._since: float | None = None
         self._stop = threading.Event()
         self._predecessor: threading.Thread | None = None
@@ -80,6 +83,7 @@ class Worker:
                 self._stop.wait(self._until_next())
         finally:
             running.close()
+            self._ended(self.runner.plan.name)
 
     def _try_start(self) -> Running | None:
         self._since = time.monotonic()
@@ -145,6 +149,7 @@ class Scheduler:
             Start(runner.host, plan.settings, state),
             phase(self._node, plan.name, plan.interval),
             self.changed.set,
+            self._withdraw_removed,
         )
         if old is not None:
             runner.errors.update(old.runner.errors)
@@ -153,6 +158,10 @@ class Scheduler:
             old.stop()
         worker.begin(old.thread if old is not None else None)
         return worker
+
+    def _withdraw_removed(self, name: str) -> None:
+        if name not in self.workers:  # its last run may have ended after it was removed
+            self._pages.drop(name)
 
     @property
     def is_ready(self) -> bool:

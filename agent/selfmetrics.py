@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from agent import __version__
 from agent.exposition import EOF, FORMS, Form, Page, Pages, Renderer, header
 from agent.metric import Family, LabelSet, Metric, Sample, label
-from agent.runner import Level
+from agent.runner import LevelTable
 from agent.scheduler import Worker
 from agent.watermark import Reserve, Tier
 
@@ -155,12 +155,14 @@ class SelfPage:
             yield from _thresholds(watermark.name, watermark.tiers, watermark.reserve, "")
 
 
-def _levels(levels: Iterable[Level]) -> Iterator[Sample]:
-    for level in levels:
-        target = label(level.target)
-        yield LEVEL(level.level, level.watermark.name, target)
-        if level.is_overridden:
-            yield from _thresholds(level.watermark.name, level.tiers, level.reserve, target)
+def _levels(tables: Iterable[LevelTable]) -> Iterator[Sample]:
+    for table in tables:
+        name = table.watermark.name
+        for target, reading in zip(table.targets, table.readings, strict=True):
+            if reading is not None:
+                yield LEVEL(table.raised.get(target, 0), name, label(target))
+        for target, override in table.overridden.items():
+            yield from _thresholds(name, override.tiers, override.reserve, label(target))
 
 
 def _thresholds(name: str, tiers: tuple[Tier, ...], reserve: Reserve | None, target: str) -> Iterator[Sample]:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from agent.collector import Collector
+from collectors import filesystem
 
-ALL: tuple[Collector, ...] = ()
+ALL: tuple[Collector, ...] = (filesystem.COLLECTOR,)

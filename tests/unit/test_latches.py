@@ -32,8 +32,8 @@ def test_levels_outlive_a_restart(path: Path, clock: Clock) -> None:
     first.save_if_needed()
     second = Latches(path, clock)
     second.load()
-    assert second.level("inodes", "/") == 2
-    assert second.level("inodes", "/data") == 0
+    assert second.held("inodes")["/"] == 2
+    assert "/data" not in second.held("inodes")
 
 
 def test_levels_that_are_too_old_mean_nothing(path: Path, clock: Clock) -> None:
@@ -43,7 +43,7 @@ def test_levels_that_are_too_old_mean_nothing(path: Path, clock: Clock) -> None:
     clock.now += TOO_OLD
     second = Latches(path, clock)
     second.load()
-    assert second.level("inodes", "/") == 0
+    assert "/" not in second.held("inodes")
 
 
 def test_a_clock_that_was_set_back_makes_levels_unknown(path: Path, clock: Clock) -> None:
@@ -53,7 +53,7 @@ def test_a_clock_that_was_set_back_makes_levels_unknown(path: Path, clock: Clock
     clock.now -= 10
     second = Latches(path, clock)
     second.load()
-    assert second.level("inodes", "/") == 0
+    assert "/" not in second.held("inodes")
 
 
 def test_long_steady_levels_are_written_again_before_they_are_too_old(path: Path, clock: Clock) -> None:
@@ -64,7 +64,7 @@ def test_long_steady_levels_are_written_again_before_they_are_too_old(path: Path
         first.save_if_needed()
     second = Latches(path, clock)
     second.load()
-    assert second.level("inodes", "/") == 1
+    assert second.held("inodes")["/"] == 1
 
 
 def test_nothing_is_written_while_nothing_changes(path: Path, clock: Clock) -> None:
@@ -85,11 +85,11 @@ def test_a_target_unseen_for_a_while_keeps_its_level_then_loses_it(clock: Clock)
     latches.update("inodes", {"/": 1, "/mnt": 1})
     clock.now += 60
     latches.update("inodes", {"/": 1})
-    assert latches.level("inodes", "/mnt") == 1
+    assert latches.held("inodes")["/mnt"] == 1
     clock.now += TOO_OLD
     latches.update("inodes", {"/": 1})
-    assert latches.level("inodes", "/mnt") == 0
-    assert latches.level("inodes", "/") == 1
+    assert "/mnt" not in latches.held("inodes")
+    assert latches.held("inodes")["/"] == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_set_aside_and_not_fatal(path: Path, clock: Clock, con
     path.write_bytes(content)
     latches = Latches(path, clock)
     latches.load()
-    assert latches.level("inodes", "/") == 0
+    assert "/" not in latches.held("inodes")
     assert not path.exists()
     assert path.with_suffix(".damaged").read_bytes() == content
 
@@ -120,7 +120,7 @@ def test_a_directory_that_cannot_be_written_costs_only_the_file(tmp_path: Path, 
     latches.load()
     latches.update("inodes", {"/": 1})
     latches.save()
-    assert latches.level("inodes", "/") == 1
+    assert latches.held("inodes")["/"] == 1
 
 
 def test_the_file_is_plain_json(path: Path, clock: Clock) -> None:

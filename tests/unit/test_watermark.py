@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.metric import LabelSet, Metric
-from agent.watermark import Override, Reading, Reserve, Tier, Watermark, step
+from agent.metric import Family, Metric
+from agent.watermark import Evaluator, Override, Reading, Reserve, Tier, Watermark, step
 
 GIB = 1 << 30
 WARNING = Tier("warning", "warning", 0.80, 0.75)
@@ -102,14 +102,52 @@ def test_tiers_out_of_order_are_refused_in_watermarks_and_overrides() -> None:
         make(reserve=Reserve.of(1, TIERS))
 
 
+def families(values: dict[Metric, dict[str, float]]) -> dict[Metric, Family]:
+    return {m: Family(m, tuple((target,) for target in rows), list(rows.values())) for m, rows in values.items()}
+
+
 def test_a_ratio_needs_every_sample_a_size_and_the_condition() -> None:
-    a, b, c, d = ("a",), ("b",), ("c",), ("d",)
-    values: dict[Metric, dict[LabelSet, float]] = {
-        FILES: {a: 10.0, b: 0.0, c: 10.0, d: 10.0},
-        FREE: {a: 4.0, b: 0.0, d: 1.0},
-        READONLY: {a: 0.0, b: 0.0, c: 0.0, d: 1.0},
-    }
-    assert make().ratios(values) == {a: Reading(0.6, 10.0)}
+    evaluator = Evaluator(make())
+    read = evaluator.read(
+        families(
+            {
+                FILES: {"a": 10, "b": 0, "c": 10, "d": 10},
+                FREE: {"d": 1, "a": 4, "b": 0},
+                READONLY: {"a": 0, "b": 0, "c": 0, "d": 1},
+            }
+        )
+    )
+    assert dict(zip(evaluator.targets, read, strict=True)) == {"a": Reading(0.6, 10.0), "b": None, "d": None}
+    assert evaluator.read(families({FILES: {"a": 1}})) == []
+    assert evaluator.targets == ()
+
+
+ROWS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 100), max_size=6)
+
+
+@given(st.lists(st.tuples(ROWS, ROWS, ROWS), min_size=1, max_size=5))
+def test_an_evaluator_that_is_used_again_reads_what_a_new_one_reads(
+    rounds: list[tuple[dict[str, float], dict[str, float], dict[str, float]]],
+) -> None:
+    used = Evaluator(make())
+    for files, free, readonly in rounds:
+        given_ = families({FILES: files, FREE: free, READONLY: readonly})
+        for _ in range(2):  # the second time with the very same label sets
+            new = Evaluator(make())
+            assert used.read(given_) == new.read(given_)
+            assert used.targets == new.targets
+            for target, reading in zip(new.targets, new.read(given_), strict=True):
+                is_read = readonly[target] == 0 and files[target] > 0
+                expected = (files[target] - free[target]) / files[target] if is_read else None
+                assert (reading.ratio if reading else None) == expected
+
+
+def test_the_first_override_that_matches_has_the_last_word() -> None:
+    one, two = Override("/data/*", TIERS), Override("/*", TIERS)
+    evaluator = Evaluator(make(overrides=(one, two)))
+    rows: dict[str, float] = {"/data/1": 1, "/": 1, "/x": 1}
+    evaluator.read(families({FILES: rows, FREE: rows, READONLY: dict.fromkeys(rows, 0)}))
+    assert evaluator.overridden == {"/data/1": one, "/": two, "/x": two}
 
 
 def test_a_sum_reads_as_promql() -> None:

@@ -1,0 +1,52 @@
+"""The helper process of `agent.probe`: measures mounts on request, and may hang for all we care.
+
+Run as a script: `python -I -S probe_child.py MEMORY`, MEMORY being the descriptor of the shared memory for answers.
+It imports as little as it can. Requests come on standard input: a length (u32), then paths joined by NUL, each behind
+`s` (statvfs and stat) or `v` (statvfs only). Each answer goes into its slot, whose first number then is no longer 0,
+so that the parent can see which path hangs; a byte on standard output says that a request is done.
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import struct
+import sys
+
+# 1, or minus the errno of statvfs; the errno of stat; the ten numbers of statvfs in their order
+ANSWER = struct.Struct("=ii10Q")
+LENGTH = struct.Struct("=I")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_NOTHING = (0,) * 10
+
+
+def answer(memory: mmap.mmap, place: int, path: bytes) -> None:
+    """Write what statvfs and stat say of one mount point."""
+    refused = 0
+    try:
+        space = os.statvfs(path[1:])
+        if path[0] == ord("s"):
+            try:
+                os.stat(path[1:])
+            except OSError as error:
+                refused = error.errno or 0
+        ANSWER.pack_into(memory, place, 1, refused, *space)
+    except OSError as error:
+        ANSWER.pack_into(memory, place, -(error.errno or 1), 0, *_NOTHING)
+
+
+def main() -> None:
+    """Answer requests until standard input ends; end with the parent in any case."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    memory = mmap.mmap(int(sys.argv[1]), 0)
+    requests = sys.stdin.buffer
+    while len(head := requests.read(LENGTH.size)) == LENGTH.size:
+        place = 0
+        for path in requests.read(LENGTH.unpack(head)[0]).split(b"\0"):
+            answer(memory, place, path)
+            place += ANSWER.size
+        os.write(1, b".")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Run benchmarks and print their ratios; exits with 1 when a goal is missed or a result is void."""
+
+from __future__ import annotations
+
+import sys
+
+from agent import log
+from tests.bench import filesystem, memory, rendering, scrape
+
+ALL = {"rendering": rendering.run, "scrape": scrape.run, "filesystem": filesystem.run, "memory": memory.run}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        print(f"no benchmark is called {unknown[0]}; there are: {', '.join(ALL)}", file=sys.stderr)
+        return 2
+    log.configure("error")
+    is_good = True
+    for name in names or ALL:
+        for result in ALL[name]():
+            print(result, flush=True)
+            is_good &= result.verdict == "met"
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

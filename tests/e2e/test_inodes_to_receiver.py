@@ -1,0 +1,110 @@
+"""From the inodes of a real ext4 to a webhook receiver, through real Prometheus and Alertmanager."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.stack import Stack, stack, until
+
+CONFIG = """
+collectors:
+  filesystem: {{interval: 1s, mount_points_include: "^{mount}$"}}
+watermarks:
+  inodes:
+    tiers: {{warning: {{for: 1s}}, critical: {{for: 1s}}}}
+rules: {{keep_firing_for: 4s}}
+"""
+WARNING, CRITICAL = "UllageInodesWarning", "UllageInodesCritical"
+
+
+class Inodes:
+    """Files on a filesystem, so many that its inodes are used to a wanted ratio."""
+
+    def __init__(self, mount: Path) -> None:
+        self._directory = mount / "files"
+        self._directory.mkdir()
+        self._mount = mount
+        self._count = 0
+
+    def fill(self, ratio: float) -> None:
+        space = os.statvfs(self._mount)
+        used_by_others = space.f_files - space.f_ffree - self._count
+        wanted = round(space.f_files * ratio) - used_by_others
+        while self._count < wanted:
+            (self._directory / str(self._count)).touch()
+            self._count += 1
+        while self._count > wanted:
+            self._count -= 1
+            (self._directory / str(self._count)).unlink()
+
+
+def seen(stack: Stack, low: float, high: float) -> None:
+    """Wait until Prometheus has evaluated a ratio between the two."""
+    until(
+        lambda: low <= (stack.value("ullage:inodes:ratio") or 0) < high, f"a ratio from {low} to {high} in Prometheus"
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.root
+@pytest.mark.slow
+def test_one_notification_up_none_in_the_band_one_down(ext4: Path, tmp_path: Path) -> None:
+    inodes = Inodes(ext4)
+    with stack(tmp_path, CONFIG.format(mount=ext4)) as running:
+        receiver = running.receiver
+
+        inodes.fill(0.70)
+        seen(running, 0.69, 0.71)
+        running.evaluate(5)
+        assert receiver.notifications == []
+
+        inodes.fill(0.92)
+        until(lambda: len(receiver.notifications) >= 2, "both tiers are notified")
+        running.evaluate(5)
+        assert sorted(receiver.notifications, key=lambda n: n[1]) == [
+            (
+                "firing",
+                CRITICAL,
+                receiver.notifications[0][2] | {"alertname": CRITICAL, "severity": "critical", "tier": "critical"},
+            ),
+            (
+                "firing",
+                WARNING,
+                receiver.notifications[0][2] | {"alertname": WARNING, "severity": "warning", "tier": "warning"},
+            ),
+        ]
+        labels = receiver.notifications[0][2]
+        assert labels["mountpoint"] == str(ext4)
+        assert labels["fstype"] == "ext4"
+        assert labels["node"] == "node-1"
+
+        for ratio in (0.86, 0.89) * 5:  # inside the band of the critical tier
+            inodes.fill(ratio)
+            seen(running, ratio - 0.005, ratio + 0.005)
+            running.evaluate(2)
+        assert len(receiver.notifications) == 2
+
+        running.agent.stop(signal.SIGKILL)
+        running.agent.start()
+        seen(running, 0.88, 0.90)
+        running.evaluate(8)
+        assert len(receiver.notifications) == 2
+
+        assert running.prometheus.stop() == 0
+        running.prometheus.start()
+        seen(running, 0.88, 0.90)
+        running.evaluate(8)
+        assert len(receiver.notifications) == 2
+
+        inodes.fill(0.50)
+        until(lambda: len(receiver.notifications) >= 4, "both tiers are resolved")
+        inodes.fill(0.78)  # in the band of the warning tier, from below
+        seen(running, 0.77, 0.79)
+        running.evaluate(8)
+        assert receiver.of(CRITICAL) == ["firing", "resolved"]
+        assert receiver.of(WARNING) == ["firing", "resolved"]
+        assert running.agent.stop() == 0

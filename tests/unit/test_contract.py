@@ -1,0 +1,147 @@
+"""What must hold for every collector, so that nobody has to remember it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.trees.prober import TreeProber
+
+import collectors
+from agent import selfmetrics
+from agent.collector import Collector, Start
+from agent.config import load
+from agent.exposition import Pages
+from agent.host import Host
+from agent.latches import Latches
+from agent.runner import Runner
+
+ROOT = Path(__file__).resolve().parents[2]
+TREES = ROOT / "tests" / "trees"
+NAME = re.compile(r"ullage_[a-z][a-z0-9_]*")
+FORBIDDEN_UNITS = ("_percent", "_kib", "_kb", "_mb", "_mib", "_milliseconds", "_minutes")
+ALL = pytest.mark.parametrize("collector", collectors.ALL, ids=lambda collector: collector.name)
+
+
+def trees(collector: Collector) -> list[Path]:
+    return sorted(path for path in (TREES / collector.name).iterdir() if path.is_dir())
+
+
+def run(collector: Collector, tree: Path) -> Runner:
+    host = Host(f"{tree}/proc", f"{tree}/sys", str(tree), f"{tree}/dev", TreeProber(tree))
+    (plan,) = load(None, [collector], {}).plans
+    pages = Pages()
+    runner = Runner(plan, host, Latches(None), pages)
+    running = collector.start(Start(runner.host, plan.settings))
+    try:
+        runner.run(running)
+    finally:
+        running.close()
+    return runner
+
+
+def page(runner: Runner) -> str:
+    return b"".join(runner._pages.members("text", gzip=False)).decode()
+
+
+def emitted(text: str) -> set[str]:
+    return {re.split(r"[{ ]", line, maxsplit=1)[0] for line in text.splitlines() if not line.startswith("#")}
+
+
+@ALL
+def test_name_module_and_row_agree(collector: Collector) -> None:
+    module = __import__(f"collectors.{collector.name}", fromlist=["COLLECTOR"])
+    assert module.COLLECTOR is collector
+    assert module.__doc__
+
+
+@ALL
+def test_names_units_and_help_are_legal(collector: Collector) -> None:
+    for metric in collector.metrics:
+        assert NAME.fullmatch(metric.name), metric.name
+        assert not metric.name.endswith(FORBIDDEN_UNITS), metric.name
+        assert (metric.kind == "counter") == metric.name.endswith("_total"), metric.name
+        assert (metric.kind == "info") == metric.name.endswith("_info"), metric.name
+        assert metric.help.endswith("."), metric.help
+        assert "node" not in metric.labels, metric.name
+
+
+def test_no_metric_watermark_or_finding_has_two_homes() -> None:
+    names = [metric.name for metric in selfmetrics.METRICS]
+    names += [metric.name for collector in collectors.ALL for metric in collector.metrics]
+    names += [watermark.name for collector in collectors.ALL for watermark in collector.watermarks]
+    names += [finding.id for collector in collectors.ALL for finding in collector.findings]
+    assert len(names) == len(set(names))
+
+
+@ALL
+def test_what_is_declared_is_emitted_by_some_tree_and_nothing_else(collector: Collector) -> None:
+    seen: set[str] = set()
+    for tree in trees(collector):
+        seen |= emitted(page(run(collector, tree)))
+    assert seen == {metric.name for metric in collector.metrics}
+
+
+@ALL
+def test_every_finding_is_found_in_some_tree_or_has_a_test_of_its_own(collector: Collector) -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for finding in collector.findings:
+        assert finding.id in tests, finding.id
+
+
+@ALL
+def test_an_empty_root_yields_nothing_and_raises_nothing(collector: Collector, tmp_path: Path) -> None:
+    runner = run(collector, tmp_path)
+    assert page(runner) == ""
+    assert "bug" not in runner.errors
+
+
+@ALL
+def test_two_runs_on_one_tree_give_equal_bytes(collector: Collector) -> None:
+    for tree in trees(collector):
+        assert page(run(collector, tree)) == page(run(collector, tree))
+
+
+@ALL
+def test_every_tree_says_where_it_is_from_and_gives_what_it_should(collector: Collector) -> None:
+    for tree in trees(collector):
+        assert (tree / "why.md").read_text().strip(), tree
+        assert page(run(collector, tree)) == (tree / "expected.prom").read_text(), tree
+
+
+@ALL
+def test_no_tree_is_a_bug(collector: Collector) -> None:
+    for tree in trees(collector):
+        assert "bug" not in run(collector, tree).errors, tree
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@ALL
+def test_promtool_finds_nothing_to_say(collector: Collector) -> None:
+    for tree in trees(collector):
+        text = page(run(collector, tree))
+        if text:
+            checked = subprocess.run(
+                ["promtool", "check", "metrics"], check=False, input=text, capture_output=True, text=True
+            )
+            assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", ""), tree
+
+
+@ALL
+def test_everything_declared_is_in_the_docs(collector: Collector) -> None:
+    metrics, watermarks = (ROOT / "docs" / name for name in ("metrics.md", "watermarks.md"))
+    for metric in collector.metrics:
+        assert f"`{metric.name}`" in metrics.read_text(), metric.name
+    for watermark in collector.watermarks:
+        assert f"`{watermark.name}`" in watermarks.read_text(), watermark.name
+    for finding in collector.findings:
+        assert f"`{finding.id}`" in (ROOT / "docs" / "findings.md").read_text(), finding.id
+
+
+def test_the_agents_own_metrics_are_in_the_docs() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in selfmetrics.METRICS:
+        assert f"`{metric.name}`" in text, metric.name
