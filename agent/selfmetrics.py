@@ -161,8 +161,10 @@ def _levels(tables: Iterable[LevelTable]) -> Iterator[Sample]:
         for target, reading in zip(table.targets, table.readings, strict=True):
             if reading is not None:
                 yield LEVEL(table.raised.get(target, 0), name, label(target))
+        nothing = Reserve(0, 0, 0) if table.watermark.available is not None else None
         for target, override in table.overridden.items():
-            yield from _thresholds(name, override.tiers, override.reserve, label(target))
+            # without a reserve of its own, a target would fall back to that of the node
+            yield from _thresholds(name, override.tiers, override.reserve or nothing, label(target))
 
 
 def _thresholds(name: str, tiers: tuple[Tier, ...], reserve: Reserve | None, target: str) -> Iterator[Sample]:

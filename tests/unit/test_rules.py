@@ -1,0 +1,147 @@
+"""The generated rules, as promtool judges them, and against the step function in Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import collectors
+from agent.metric import Metric
+from agent.rules import alert_name, generate
+from agent.watermark import Reading, Reserve, Tier, Watermark, step
+from collectors import filesystem
+from tests.generate import ROOT
+from tests.promtool_cases import Node, levels, sample_series, threshold_series
+
+PROMTOOL = os.environ.get("PROMTOOL", "promtool")
+WATERMARKS = tuple(watermark for collector in collectors.ALL for watermark in collector.watermarks)
+RULES = ROOT / "deploy" / "rules"
+GIB = 1 << 30
+SIZE = 100 * GIB
+
+pytestmark = pytest.mark.skipif(
+    shutil.which(PROMTOOL) is None and os.environ.get("CI") != "true", reason="promtool is not installed"
+)
+
+
+def promtool(*arguments: str) -> str:
+    """Run promtool; return what it has to complain about, nothing when it is content."""
+    done = subprocess.run([PROMTOOL, *arguments], check=False, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def test_the_rules_are_valid() -> None:
+    assert promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES / "ullage.rules.yml")) == ""
+
+
+@pytest.mark.parametrize("watermark", WATERMARKS, ids=lambda watermark: watermark.name)
+def test_every_case_of_a_watermark_holds(watermark: Watermark) -> None:
+    assert promtool("test", "rules", str(RULES / "tests" / f"{watermark.name}.yml")) == ""
+
+
+@pytest.mark.parametrize("watermark", WATERMARKS, ids=lambda watermark: watermark.name)
+def test_every_alert_has_a_severity_words_and_a_runbook(watermark: Watermark) -> None:
+    groups = yaml.safe_load((RULES / "ullage.rules.yml").read_text())["groups"]
+    alerts = {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+    for tier in watermark.tiers:
+        alert = alerts[alert_name(watermark, tier)]
+        assert alert["labels"]["severity"] == tier.severity
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+        runbook = ROOT / "docs" / "runbooks" / alert["annotations"]["runbook_url"].rpartition("/")[2]
+        text = runbook.read_text()
+        for heading in ("Meaning", "Impact", "Diagnosis", "Mitigation"):
+            _, _, section = text.partition(f"\n## {heading}\n")
+            assert len(section.partition("\n## ")[0].strip()) > 40, (runbook.name, heading)
+
+
+def test_a_cleared_or_missing_target_never_breaks_a_rule(tmp_path: Path) -> None:
+    """Two filesystems at one mount point, as while a disk is replaced, and two agents on one node."""
+    watermark = filesystem.INODES
+    minutes = 10
+    node = Node("node-1", levels(watermark.tiers), {"/data": levels(watermark.tiers, 0.1)})
+    series = threshold_series(watermark, node, minutes)
+    for device in ("/dev/sdb", "/dev/sdc"):
+        for each in sample_series("node-1", "/data", [(0.95, minutes)], values_of_inodes):
+            series.append(each | {"series": each["series"].replace("/dev/sdb", device)})
+    doubled = [each | {"series": each["series"].replace("{", '{pod="agent-2", ')} for each in series]
+    (tmp_path / "rules.yml").write_text(generate(WATERMARKS))
+    name = alert_name(watermark, watermark.tiers[-1])
+    test = {
+        "interval": "1m",
+        "input_series": series + doubled,
+        "promql_expr_test": [
+            {
+                "expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}})',
+                "eval_time": "9m",
+                "exp_samples": [{"labels": "{}", "value": 4}],
+            }
+        ],
+    }
+    assert run(tmp_path, [test]) == ""
+
+
+def values_of_inodes(ratio: float) -> Mapping[Metric, float]:
+    return {filesystem.FILES: 1000, filesystem.FILES_FREE: 1000 - round(1000 * ratio), filesystem.READONLY: 0}
+
+
+def run(directory: Path, tests: list[dict[str, Any]]) -> str:
+    path = directory / "test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}))
+    return promtool("test", "rules", str(path))
+
+
+LEVELS = st.sampled_from([0.0, 0.5, 0.7, 0.749, 0.75, 0.76, 0.79, 0.8, 0.81, 0.849, 0.85, 0.87, 0.899, 0.9, 0.95, 1.0])
+TIERS = (Tier("warning", "warning", 0.8, 0.75, 0.0), Tier("critical", "critical", 0.9, 0.85, 0.0))
+PLAIN = filesystem.INODES.with_tiers(TIERS, None, ())
+# with 12 GiB of 100 the reserve is between the two tiers, so that it matters
+RESERVED = filesystem.BYTES.with_tiers(TIERS, Reserve(12 * GIB, 14.4 * GIB, 60 * GIB), ())
+
+
+def values_of_bytes(ratio: float) -> Mapping[Metric, float]:
+    left = SIZE - round(SIZE * ratio)
+    return {filesystem.SIZE: SIZE, filesystem.FREE: left, filesystem.AVAILABLE: left, filesystem.READONLY: 0}
+
+
+@settings(max_examples=8, deadline=None)
+@given(timelines=st.lists(st.lists(LEVELS, min_size=12, max_size=12), min_size=12, max_size=12))
+def test_promql_and_the_step_function_agree_at_every_step(
+    tmp_path_factory: pytest.TempPathFactory, timelines: list[list[float]]
+) -> None:
+    directory = tmp_path_factory.mktemp("agree")
+    (directory / "rules.yml").write_text(generate([PLAIN, RESERVED], keep_firing_for=0.0))
+    minutes = len(timelines[0])
+    node = Node("node-1", levels(TIERS), {})
+    series = threshold_series(PLAIN, node, minutes) + threshold_series(RESERVED, node, minutes)
+    firing: dict[tuple[str, int], list[str]] = {
+        (alert_name(w, tier), minute): [] for w in (PLAIN, RESERVED) for tier in TIERS for minute in range(minutes)
+    }
+    for number, timeline in enumerate(timelines):
+        target = f"/data/{number}"
+        steps = [(ratio, 1) for ratio in timeline]
+        series += sample_series("node-1", target, steps, values_of_inodes)
+        series += sample_series("node-1", target, steps, values_of_bytes)
+        for watermark in (PLAIN, RESERVED):
+            level = 0
+            for minute, ratio in enumerate(timeline):
+                reading = Reading(ratio, SIZE, SIZE - round(SIZE * ratio))
+                level = step(level, reading, TIERS, watermark.reserve)
+                for tier in TIERS[:level]:
+                    firing[alert_name(watermark, tier), minute].append(target)
+    checks = [
+        {
+            "expr": f'count by (target) (ALERTS{{alertname="{alert}", alertstate="firing"}})',
+            "eval_time": f"{minute}m",
+            "exp_samples": [{"labels": f'{{target="{target}"}}', "value": 1} for target in targets],
+        }
+        for (alert, minute), targets in firing.items()
+    ]
+    assert run(directory, [{"interval": "1m", "input_series": series, "promql_expr_test": checks}]) == ""
