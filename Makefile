@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: run test check unit format bench rules lock build clean help
+.PHONY: run test check unit format bench generate golden lock build clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ bench: $(VENV)/dev ## measure against others, as ratios of CPU time within one r
 
 generate: $(VENV)/dev ## write the generated files: rules, their tests, documentation
 	$(BIN)/python -m tests.generate
+
+golden: $(VENV)/dev ## write what the recorded trees give; the diff is the review
+	$(BIN)/python -m tests.golden
 
 lock: $(VENV)/dev ## renew the lock files
 	$(COMPILE) --output-file requirements.lock pyproject.toml

@@ -7,17 +7,16 @@ Sources: https://prometheus.io/docs/instrumenting/exposition_formats/ and the Op
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite, isnan
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from agent.compression import Piece, compress, join
 from agent.metric import Family, LabelSet, Metric
 
 Form = Literal["text", "openmetrics"]
 FORMS: tuple[Form, ...] = ("text", "openmetrics")
 EOF = b"# EOF\n"
-_GZIP = 31  # zlib's window bits for a gzip member
 
 
 def escape(value: str) -> str:
@@ -50,39 +49,55 @@ def number(value: float) -> str:
     return "+Inf" if value > 0 else "-Inf"
 
 
+class _Kept(NamedTuple):
+    """What a renderer keeps of a family's last round."""
+
+    labelsets: Sequence[LabelSet]
+    conversion: str
+    template: bytes
+    values: Sequence[float]
+    body: bytes
+
+
 class Renderer:
     """Renders families; keeps a %-template per metric, as label sets change far more rarely than values.
 
-    Substituting all values of a family in one operation costs a hundredth of formatting them line by line.
+    Substituting all values of a family in one operation costs a hundredth of formatting them line by line; a family
+    none of whose values has changed costs a comparison.
     """
 
     def __init__(self) -> None:
-        self._templates: dict[Metric, tuple[Sequence[LabelSet], str, bytes]] = {}
+        self._kept: dict[Metric, _Kept] = {}
 
     def render(self, family: Family) -> bytes:
         """Return the family's sample lines, which are the same in both formats."""
         metric, labelsets, values = family
-        types = set(map(type, values))
-        if types == {int} and _is_finite(values):
-            return self._template(metric, labelsets, "%d") % tuple(values)
-        if types == {float} and _is_finite(values):
-            return self._template(metric, labelsets, "%r") % tuple(values)
-        return self._template(metric, labelsets, "%b") % tuple(number(value).encode() for value in values)
+        conversion = _conversion(values)
+        is_plain = conversion != "%b"
+        kept = self._kept.get(metric)
+        is_same = kept is not None and (kept.labelsets is labelsets or kept.labelsets == labelsets)
+        if kept is None or not is_same or kept.conversion != conversion:
+            template = _template(metric, labelsets, conversion)
+        elif conversion == "%d" and kept.values is not values and kept.values == values:
+            return kept.body
+        else:
+            template = kept.template
+        body = template % (tuple(values) if is_plain else tuple(number(value).encode() for value in values))
+        self._kept[metric] = _Kept(labelsets, conversion, template, values, body)
+        return body
 
-    def _template(self, metric: Metric, labelsets: Sequence[LabelSet], conversion: str) -> bytes:
-        kept = self._templates.get(metric)
-        if kept is None or kept[1] != conversion or (kept[0] is not labelsets and kept[0] != labelsets):
-            kept = labelsets, conversion, _template(metric, labelsets, conversion)
-            self._templates[metric] = kept
-        return kept[2]
 
-
-def _is_finite(values: Sequence[float]) -> bool:
-    """Return whether all values are finite; a sum that is not costs the slow way, never a wrong number."""
+def _conversion(values: Sequence[float]) -> str:
+    """Return how to write the values: `%d` if all are whole, `%r` if all are finite, `%b` if each needs a look."""
     try:
-        return isfinite(sum(values))
+        total = sum(values)  # of floats, and not finite, if one of them is
+        if not isfinite(total):
+            return "%b"
     except OverflowError:
-        return False
+        return "%b"
+    if isinstance(total, int):
+        return "%d"
+    return "%b" if bool in set(map(type, values)) else "%r"
 
 
 def _template(metric: Metric, labelsets: Sequence[LabelSet], conversion: str) -> bytes:
@@ -104,7 +119,7 @@ class Page:
         self, parts: dict[Form, list[bytes]], series: int, made_at: float = 0.0, max_age: float = float("inf")
     ) -> None:
         self._parts = parts
-        self._gzip: dict[Form, bytes] = {}
+        self._gzip: dict[Form, Piece] = {}
         self.series = series
         self.made_at = made_at
         self.max_age = max_age
@@ -113,20 +128,12 @@ class Page:
         """Return the page in parts; joined they are the page."""
         return self._parts[form]
 
-    def gzip(self, form: Form) -> bytes:
-        """Return the page as one gzip member, made at the first call. Members join into one valid stream."""
-        member = self._gzip.get(form)
-        if member is None:
-            member = self._gzip[form] = compress(self._parts[form])
-        return member
-
-
-def compress(parts: Iterable[bytes]) -> bytes:
-    """Return the parts as one gzip member. Level 1: compressing is the dearest step of all, and more gains little."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-    packed = [packer.compress(part) for part in parts]
-    packed.append(packer.flush())
-    return b"".join(packed)
+    def gzip(self, form: Form) -> Piece:
+        """Return the page compressed, made at the first call."""
+        piece = self._gzip.get(form)
+        if piece is None:
+            piece = self._gzip[form] = compress(self._parts[form])
+        return piece
 
 
 def make_page(renderer: Renderer, families: Iterable[Family], made_at: float, max_age: float) -> Page:
@@ -143,7 +150,7 @@ def make_page(renderer: Renderer, families: Iterable[Family], made_at: float, ma
     return Page(parts, series, made_at, max_age)
 
 
-_EOF_MEMBER = compress([EOF])
+_EOF_PIECE = compress([EOF])
 
 
 class Pages:
@@ -173,12 +180,10 @@ class Pages:
         """Return the whole exposition in ready parts; joined they are the body of a scrape."""
         now = self._clock()
         current = [page for _, page in sorted(self._pages.copy().items()) if now - page.made_at <= page.max_age]
+        is_openmetrics = form == "openmetrics"
         if gzip:
             if form not in self._wanted:
                 self._wanted |= {form}
-            members = [page.gzip(form) for page in current]
-        else:
-            members = [part for page in current for part in page.plain(form)]
-        if form == "openmetrics":
-            members.append(_EOF_MEMBER if gzip else EOF)
-        return members
+            pieces = [page.gzip(form) for page in current]
+            return join([*pieces, _EOF_PIECE] if is_openmetrics else pieces)
+        return [part for page in current for part in page.plain(form)] + ([EOF] if is_openmetrics else [])

@@ -17,12 +17,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.errors import HostError, Stuck, from_os
+from agent.errors import Failed, HostError, Stuck, from_os
 from agent.host import Points, Space
 from agent.probe_child import ANSWER, LENGTH
 
 BATCH = 1024  # paths of one request
 REQUEST_BYTES = 60_000  # of one request: below the 64 KiB of a pipe, so that sending one never blocks
+START_WITHIN = 10.0  # seconds until a helper is ready; the node may be very busy
 REAP_WITHIN = 1.0  # seconds from SIGKILL to the end of a helper that can be killed
 UNKILLABLE = 4  # helpers that may hang beyond SIGKILL before nothing is asked any more
 _CHILD = str(Path(__file__).with_name("probe_child.py"))
@@ -46,6 +47,12 @@ class _Helper:
             )
         finally:
             os.close(descriptor)
+        assert self.process.stdout is not None
+        poller = select.poll()
+        poller.register(self.process.stdout, select.POLLIN)
+        if not poller.poll(START_WITHIN * 1000) or not self.process.stdout.read(1):
+            self.end()
+            raise Failed(_CHILD, "the helper process does not start")
 
     def ask(self, paths: Sequence[bytes], deadline: float) -> list[Space | int]:
         """Return each path's Space, or minus the errno of statvfs, up to the first that does not answer.

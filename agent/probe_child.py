@@ -3,7 +3,8 @@
 Run as a script: `python -I -S probe_child.py MEMORY`, MEMORY being the descriptor of the shared memory for answers.
 It imports as little as it can. Requests come on standard input: a length (u32), then paths joined by NUL, each behind
 `s` (statvfs and stat) or `v` (statvfs only). Each answer goes into its slot, whose first number then is no longer 0,
-so that the parent can see which path hangs; a byte on standard output says that a request is done.
+so that the parent can see which path hangs; a byte on standard output says that it is ready, then that a request is
+done.
 """
 
 import ctypes
@@ -40,6 +41,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     memory = mmap.mmap(int(sys.argv[1]), 0)
     requests = sys.stdin.buffer
+    os.write(1, b".")
     while len(head := requests.read(LENGTH.size)) == LENGTH.size:
         place = 0
         for path in requests.read(LENGTH.unpack(head)[0]).split(b"\0"):

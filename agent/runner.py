@@ -18,7 +18,7 @@ from agent.finding import Found
 from agent.host import Host
 from agent.latches import Latches
 from agent.metric import Family, LabelSet, Metric, Sample
-from agent.watermark import Evaluator, Override, Reading, Tier, Watermark, step
+from agent.watermark import Evaluator, Override, Reading, Readings, Tier, Watermark, step
 
 FINDING_BUDGET = 1000
 
@@ -62,14 +62,15 @@ class LevelTable:
 
     watermark: Watermark
     targets: tuple[str, ...]
-    readings: Sequence[Reading | None]
+    readings: Readings
     raised: Mapping[str, int]
     overridden: Mapping[str, Override]
 
     def __iter__(self) -> Iterator[Level]:
         """Yield the level of each target once."""
         told = set()
-        for target, reading in zip(self.targets, self.readings, strict=True):
+        for row, target in enumerate(self.targets):
+            reading = self.readings.at(row)
             if reading is not None and target not in told:
                 told.add(target)
                 override = self.overridden.get(target)
@@ -259,10 +260,12 @@ class Runner:
         held = self._latches.held(watermark.name)
         first = watermark.tiers[0].raise_at
         levels: dict[str, int] = {}
-        for target, reading in zip(evaluator.targets, readings, strict=True):
+        for row, (target, ratio) in enumerate(zip(evaluator.targets, readings.ratios, strict=True)):
             # the cheap test first: all but a few targets are far below the first tier
-            if reading is None or (reading[0] < first and target not in held and target not in evaluator.overridden):
+            if ratio is None or (ratio < first and target not in held and target not in evaluator.overridden):
                 continue
+            reading = readings.at(row)
+            assert reading is not None
             override = evaluator.overridden.get(target, watermark)
             level = step(held.get(target, 0), reading, override.tiers, override.reserve)
             levels[target] = max(level, levels.get(target, 0))

@@ -158,8 +158,8 @@ class SelfPage:
 def _levels(tables: Iterable[LevelTable]) -> Iterator[Sample]:
     for table in tables:
         name = table.watermark.name
-        for target, reading in zip(table.targets, table.readings, strict=True):
-            if reading is not None:
+        for target, ratio in zip(table.targets, table.readings.ratios, strict=True):
+            if ratio is not None:
                 yield LEVEL(table.raised.get(target, 0), name, label(target))
         nothing = Reserve(0, 0, 0) if table.watermark.available is not None else None
         for target, override in table.overridden.items():

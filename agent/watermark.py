@@ -131,6 +131,21 @@ class Reading(NamedTuple):
     available: float | None = None
 
 
+class Readings(NamedTuple):
+    """The readings of many targets, in columns. A ratio is None where `where` does not hold or the size is 0."""
+
+    ratios: Sequence[float | None]
+    sizes: Sequence[float]
+    available: Sequence[float] | None
+
+    def at(self, row: int) -> Reading | None:
+        """Return the reading of one target."""
+        ratio = self.ratios[row]
+        if ratio is None:
+            return None
+        return Reading(ratio, self.sizes[row], self.available[row] if self.available is not None else None)
+
+
 def check_order(name: str, tiers: tuple[Tier, ...]) -> None:
     """Raise ValueError unless there is a tier and each is over the one before it, at both edges."""
     if not tiers:
@@ -161,16 +176,13 @@ class Evaluator:
         self.targets: tuple[str, ...] = ()
         self.overridden: dict[str, Override] = {}
 
-    def read(self, families: Mapping[Metric, Family]) -> list[Reading | None]:
-        """Return one reading for each of `targets`: None where `where` does not hold or the size is not over 0.
-
-        A target is what has a sample of every metric that the watermark reads.
-        """
+    def read(self, families: Mapping[Metric, Family]) -> Readings:
+        """Return the readings of `targets`; a target is what has a sample of every metric that the watermark reads."""
         watermark = self.watermark
         found = [families.get(metric) for metric in watermark.metrics]
         if any(family is None or not family.values for family in found):
             self._seen, self.targets = [], ()
-            return []
+            return Readings([], [], None)
         present = [family for family in found if family is not None]
         if len(self._seen) != len(present) or any(
             seen is not family.labelsets for seen, family in zip(self._seen, present, strict=True)
@@ -179,13 +191,15 @@ class Evaluator:
         columns = {family.metric: self._column(family) for family in present}
         tops = _add(as_sum(watermark.used), columns)
         bottoms = _add(as_sum(watermark.size), columns)
-        available = columns[watermark.available] if watermark.available is not None else [None] * len(tops)
-        metric, expected = watermark.where if watermark.where is not None else (None, 0.0)
-        holds = columns[metric] if metric is not None else [expected] * len(tops)
-        return [
-            Reading(top / bottom, bottom, left) if bottom > 0 and hold == expected else None
-            for top, bottom, left, hold in zip(tops, bottoms, available, holds, strict=True)
-        ]
+        if watermark.where is None:
+            ratios = [top / bottom if bottom > 0 else None for top, bottom in zip(tops, bottoms, strict=True)]
+        else:
+            metric, expected = watermark.where
+            ratios = [
+                top / bottom if bottom > 0 and hold == expected else None
+                for top, bottom, hold in zip(tops, bottoms, columns[metric], strict=True)
+            ]
+        return Readings(ratios, bottoms, columns[watermark.available] if watermark.available is not None else None)
 
     def _column(self, family: Family) -> Sequence[float]:
         rows = self._rows[family.metric]

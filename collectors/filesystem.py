@@ -222,15 +222,18 @@ class Filesystems:
         both = labels + [target.labels for target in stuck]
         columns = zip(*[space for _, space in answered], strict=True) if answered else [()] * len(Space._fields)
         refused, _, unit, blocks, free, available, files, files_free, _, flags, _ = columns
-        read_only = [int(t.is_read_only or flag & os.ST_RDONLY) for t, flag in zip(alive, flags, strict=True)]
+        shut_down = [t.is_shut_down or number == errno.EIO for t, number in zip(alive, refused, strict=True)]
+        read_only = [
+            int(target.is_read_only or is_down or flag & os.ST_RDONLY)
+            for target, is_down, flag in zip(alive, shut_down, flags, strict=True)
+        ]
         yield self._family(STUCK, both, [0] * len(alive) + [1] * len(stuck))
         yield self._family(READONLY, both, read_only + [int(target.is_read_only) for target in stuck])
         yield self._family(SIZE, labels, list(map(mul, unit, blocks)))
         yield self._family(FREE, labels, list(map(mul, unit, free)))
         yield self._family(AVAILABLE, labels, list(map(mul, unit, available)))
         yield self._family(LIMIT_KNOWN, labels, list(map(int, map(bool, files))))
-        shut_down = [int(t.is_shut_down or number == errno.EIO) for t, number in zip(alive, refused, strict=True)]
-        yield self._family(SHUTDOWN, labels, shut_down)
+        yield self._family(SHUTDOWN, labels, list(map(int, shut_down)))
         limited = list(compress(labels, files))
         yield self._family(FILES, limited, list(compress(files, files)))
         yield self._family(FILES_FREE, limited, list(compress(files_free, files)))

@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.probe import HelperProber
-
 from agent.collector import Start
 from agent.config import load
 from agent.exposition import Pages
 from agent.host import Host
 from agent.latches import Latches
+from agent.probe import HelperProber
 from agent.runner import Runner
 from collectors import filesystem
 from tests.bench.measure import Result, cpu_of, free_port, own_cpu, process, rounds, spent, wait_for

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.trees.prober import TreeProber
 
 import collectors
 from agent import selfmetrics
@@ -18,11 +18,13 @@ from agent.exposition import Pages
 from agent.host import Host
 from agent.latches import Latches
 from agent.runner import Runner
+from tests.trees.tree import host_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = ROOT / "tests" / "trees"
 NAME = re.compile(r"ullage_[a-z][a-z0-9_]*")
 FORBIDDEN_UNITS = ("_percent", "_kib", "_kb", "_mb", "_mib", "_milliseconds", "_minutes")
+Run = Callable[[Collector, Path], Runner]
 ALL = pytest.mark.parametrize("collector", collectors.ALL, ids=lambda collector: collector.name)
 
 
@@ -30,8 +32,12 @@ def trees(collector: Collector) -> list[Path]:
     return sorted(path for path in (TREES / collector.name).iterdir() if path.is_dir())
 
 
-def run(collector: Collector, tree: Path) -> Runner:
-    host = Host(f"{tree}/proc", f"{tree}/sys", str(tree), f"{tree}/dev", TreeProber(tree))
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return lambda collector, tree: run_once(collector, host_of(tree, tmp_path / "trees"))
+
+
+def run_once(collector: Collector, host: Host) -> Runner:
     (plan,) = load(None, [collector], {}).plans
     pages = Pages()
     runner = Runner(plan, host, Latches(None), pages)
@@ -78,7 +84,7 @@ def test_no_metric_watermark_or_finding_has_two_homes() -> None:
 
 
 @ALL
-def test_what_is_declared_is_emitted_by_some_tree_and_nothing_else(collector: Collector) -> None:
+def test_what_is_declared_is_emitted_by_some_tree_and_nothing_else(collector: Collector, run: Run) -> None:
     seen: set[str] = set()
     for tree in trees(collector):
         seen |= emitted(page(run(collector, tree)))
@@ -93,34 +99,35 @@ def test_every_finding_is_found_in_some_tree_or_has_a_test_of_its_own(collector:
 
 
 @ALL
-def test_an_empty_root_yields_nothing_and_raises_nothing(collector: Collector, tmp_path: Path) -> None:
-    runner = run(collector, tmp_path)
+def test_an_empty_root_yields_nothing_and_raises_nothing(collector: Collector, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    runner = run(collector, tmp_path / "empty")
     assert page(runner) == ""
     assert "bug" not in runner.errors
 
 
 @ALL
-def test_two_runs_on_one_tree_give_equal_bytes(collector: Collector) -> None:
+def test_two_runs_on_one_tree_give_equal_bytes(collector: Collector, run: Run) -> None:
     for tree in trees(collector):
         assert page(run(collector, tree)) == page(run(collector, tree))
 
 
 @ALL
-def test_every_tree_says_where_it_is_from_and_gives_what_it_should(collector: Collector) -> None:
+def test_every_tree_says_where_it_is_from_and_gives_what_it_should(collector: Collector, run: Run) -> None:
     for tree in trees(collector):
         assert (tree / "why.md").read_text().strip(), tree
         assert page(run(collector, tree)) == (tree / "expected.prom").read_text(), tree
 
 
 @ALL
-def test_no_tree_is_a_bug(collector: Collector) -> None:
+def test_no_tree_is_a_bug(collector: Collector, run: Run) -> None:
     for tree in trees(collector):
         assert "bug" not in run(collector, tree).errors, tree
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @ALL
-def test_promtool_finds_nothing_to_say(collector: Collector) -> None:
+def test_promtool_finds_nothing_to_say(collector: Collector, run: Run) -> None:
     for tree in trees(collector):
         text = page(run(collector, tree))
         if text:

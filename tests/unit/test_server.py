@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import os
+import resource
 import socket
 import ssl
 import threading
@@ -156,6 +157,14 @@ def is_closed(sock: socket.socket) -> bool:
         return True
 
 
+def can_send(sock: socket.socket, data: bytes) -> bool:
+    try:
+        sock.sendall(data)
+    except ConnectionError:
+        return False
+    return True
+
+
 def until(condition: Callable[[], bool]) -> bool:
     end = time.monotonic() + WAIT
     while not condition():
@@ -291,8 +300,12 @@ def test_a_connection_serves_many_requests(server: Server) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
-    requests = b"GET /-/healthy HTTP/1.1\r\n\r\nGET /nope HTTP/1.1\r\n\r\n\r\nGET /-/ready HTTP/1.1\r\nConnection: close\r\n\r\n"
-    answers = exchange(server, requests)
+    requests = (
+        b"GET /-/healthy HTTP/1.1\r\n\r\n",
+        b"GET /nope HTTP/1.1\r\n\r\n\r\n",
+        b"GET /-/ready HTTP/1.1\r\nConnection: close\r\n\r\n",
+    )
+    answers = exchange(server, b"".join(requests))
     statuses = [line.split()[1] for line in answers.splitlines() if line.startswith(b"HTTP/1.1")]
     assert statuses == [b"200", b"404", b"200"]
 
@@ -354,6 +367,11 @@ def test_what_is_sent_after_a_refusal_does_not_reset_the_answer_away(server: Ser
     assert exchange(server, b"GET / HTTP/1.1\r\nX: " + b"x" * 60_000).startswith(b"HTTP/1.1 431 ")
 
 
+def test_a_body_that_is_not_read_does_not_reset_the_answer_away(server: Server) -> None:
+    request = b"POST /-/healthy HTTP/1.1\r\nContent-Length: 50000\r\n\r\n" + b"x" * 50_000
+    assert exchange(server, request).endswith(b"\r\n\r\nOnly GET, HEAD here.\n")
+
+
 def test_a_client_that_leaves_while_it_is_answered_is_no_error(app: App, log: Log, server: Server) -> None:
     app.body = [b"x" * 1_000_000] * 30
     with dial(server) as sock:
@@ -365,9 +383,14 @@ def test_a_client_that_leaves_while_it_is_answered_is_no_error(app: App, log: Lo
     assert ask(server, "/metrics").body == b"".join(PLAIN)
 
 
-def test_a_large_answer_in_many_parts_arrives_whole(app: App, server: Server) -> None:
-    app.body = [b"%d," % number for number in range(200_000)]
-    assert ask(server, "/metrics").body == b"".join(app.body)
+MANY = [b"%d," % number for number in range(200_000)]
+LARGE = [b"%d," % number * 300_000 for number in range(20)]
+
+
+@pytest.mark.parametrize("body", [MANY, LARGE], ids=["many", "large"])
+def test_a_large_answer_arrives_whole(app: App, server: Server, body: list[bytes]) -> None:
+    app.body = body
+    assert ask(server, "/metrics").body == b"".join(body)
 
 
 # -- who may wait for how long --
@@ -375,10 +398,8 @@ def test_a_large_answer_in_many_parts_arrives_whole(app: App, server: Server) ->
 
 def test_a_head_that_drips_is_cut_off(serve: Serve) -> None:
     server = serve(request_deadline=0.5)
-    with dial(server) as sock, pytest.raises(OSError):  # noqa: PT011  reset or broken pipe, as it happens
-        for _ in range(1000):
-            sock.sendall(b"x")
-            time.sleep(0.02)
+    with dial(server) as sock:
+        assert until(lambda: not can_send(sock, b"x"))
 
 
 def test_a_silent_client_is_cut_off(serve: Serve) -> None:
@@ -394,7 +415,7 @@ def test_a_resting_connection_is_closed_after_its_own_deadline(serve: Serve) -> 
 
 
 def test_a_request_that_begins_late_on_a_kept_connection_has_a_deadline_too(serve: Serve) -> None:
-    with dial(serve(request_deadline=0.2, idle_deadline=60.0)) as sock:
+    with dial(serve(request_deadline=0.5, idle_deadline=60.0)) as sock:
         sock.sendall(GET)
         assert sock.recv(65536)
         sock.sendall(b"GET ")
@@ -471,6 +492,45 @@ def test_slots_and_threads_are_given_back(serve: Serve) -> None:
     assert until(lambda: threading.active_count() <= before)
 
 
+def test_without_descriptors_the_server_waits_and_goes_on(log: Log, server: Server) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as sock:
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+        try:
+            sock.connect(("127.0.0.1", server.port))
+            assert until(lambda: bool(log.errors))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        sock.sendall(GET)
+        assert sock.recv(10) == b"HTTP/1.1 2"
+    assert log.errors == [("connections not accepted", {"error": "Too many open files"})]
+    log.errors.clear()
+
+
+def test_without_threads_a_client_is_refused_and_the_server_goes_on(log: Log, server: Server) -> None:
+    threading.stack_size(1 << 46)  # more than there is address space
+    try:
+        with dial(server) as sock:
+            assert is_closed(sock)
+    finally:
+        threading.stack_size(0)
+    assert [event for event, _ in log.errors] == ["connection refused"]
+    log.errors.clear()
+    assert ask(server, "/metrics").status == 200
+
+
+def test_a_bug_in_sending_ends_only_its_connection(app: App, log: Log, server: Server) -> None:
+    app.body = ["no bytes"]  # type: ignore[list-item]
+    with dial(server) as sock:
+        sock.sendall(GET)
+        assert is_closed(sock)
+    assert [(event, facts["exc_info"]) for event, facts in log.errors] == [("connection failed", True)]
+    log.errors.clear()
+    assert ask(server, "/-/healthy").status == 200
+
+
 # -- start and stop --
 
 
@@ -540,7 +600,7 @@ def test_addresses_are_as_prometheus_has_them(app: App, address: str, reached: s
     "address", ["", "10940", "localhost", "127.0.0.1:", "::1:10940", "x:99999", "a:b:1", "http://x:1"]
 )
 def test_a_malformed_address_is_a_bad_configuration(app: App, address: str) -> None:
-    with pytest.raises(ConfigError, match="--web.listen-address: .*expected HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"--web.listen-address: .*expected HOST:PORT"):
         Server(address, app)
 
 
@@ -678,9 +738,7 @@ def basic(credentials: str) -> str:
     return "Basic " + base64.b64encode(credentials.encode()).decode()
 
 
-@pytest.mark.parametrize(
-    "path", ["/metrics", "/", "/api/v1/status", "/-/healthy", "/-/ready", "/-/reload", "/nope", "http://["]
-)
+@pytest.mark.parametrize("path", ["/metrics", "/", "/api/v1/status", "/-/healthy", "/-/ready", "/-/reload", "/nope"])
 def test_without_a_password_every_path_is_closed(serve: Serve, tmp_path: Path, path: str) -> None:
     reply = ask(serve(users_config(tmp_path, alice="sesame")), path)
     assert reply.status == 401
@@ -693,6 +751,16 @@ def test_users_are_let_in_by_their_passwords(serve: Serve, tmp_path: Path) -> No
         assert ask(server, "/metrics", Authorization=basic(credentials)).status == 200
     for credentials in ("alice:öffne:dich", "bob:sesame", "eve:sesame", "alice:", ":sesame", "alice"):
         assert ask(server, "/metrics", Authorization=basic(credentials)).status == 401
+
+
+def test_a_password_that_waits_too_long_for_its_check_may_come_again(serve: Serve, tmp_path: Path) -> None:
+    web = users_config(tmp_path, alice="sesame")
+    assert web.users is not None
+    server = serve(web, request_deadline=0.5)
+    with web.users._turn:
+        reply = ask(server, "/metrics", Authorization=basic("alice:sesame"))
+    assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+    assert ask(server, "/metrics", Authorization=basic("alice:sesame")).status == 200
 
 
 def test_users_that_are_taken_away_are_out_at_once(serve: Serve, tmp_path: Path) -> None:
