@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__, config, log
+from agent.containers import Runtimes
 from agent.errors import ConfigError, UllageError
 from agent.rules import generate
 from collectors import ALL
 
 FAILURE, USAGE = 1, 2
+_RUNTIME_FIELDS = tuple(field for keys in config.RUNTIME_KEYS.values() for field in keys.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,6 +115,7 @@ def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None
         web_config_file=getattr(parsed, "web_config_file", None),
         has_lifecycle=getattr(parsed, "web_enable_lifecycle", False),
         switches=_switches(parsed) if switches is None else switches,
+        runtimes={field: tuple(places) for field in _RUNTIME_FIELDS if (places := getattr(parsed, field)) is not None},
     )
 
 
@@ -200,6 +203,15 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"where state is kept over restarts ({_default_state()}, if it can be written)",
     )
+    for runtime, keys in config.RUNTIME_KEYS.items():
+        for key, field in keys.items():
+            parser.add_argument(
+                f"--runtime.{runtime}.{key}",
+                dest=field,
+                action="append",
+                metavar="PATH",
+                help=f"where {runtime}'s {key} is; may be repeated ({', '.join(getattr(Runtimes(), field))})",
+            )
     for collector in ALL:
         parser.add_argument(
             f"--collector.{collector.name}",

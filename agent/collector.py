@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from agent.containers import Runtimes
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import Family, Metric, Sample
@@ -40,6 +41,7 @@ class Start:
     host: Host
     settings: Any  # the Collector's own Struct; it casts
     state: Path | None = None
+    runtimes: Runtimes = field(default_factory=Runtimes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,20 +7,29 @@ Prometheus. Every error names the file, the key, the value and what was expected
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from agent.collector import Collector
+from agent.containers import Runtimes
 from agent.errors import ConfigError
 from agent.runner import Plan
 from agent.units import Seconds, Size
 from agent.watermark import Override, Reserve, Tier, Watermark
 from agent.yamlfile import At, read
 
+HOLD_MOST = 240.0  # seconds; below the five minutes for which Prometheus still finds the last ALERTS
 RUNBOOK_URL = "https://github.com/ullage/ullage/blob/main/docs/runbooks/{alert}.md"
 KEEP_FIRING_FOR = Seconds(300)
+
+
+RUNTIME_KEYS = {
+    "docker": {"socket": "docker_sockets", "root": "docker_roots"},
+    "containerd": {"root": "containerd_roots", "state": "containerd_states"},
+    "containers-storage": {"root": "containers_storage_roots"},
+}
 
 
 class CollectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,18 +86,33 @@ class Config:
         return tuple(watermark for plan in self.plans for watermark in plan.watermarks)
 
 
-def load(file: str | None, collectors: Sequence[Collector], switches: Mapping[str, bool]) -> Config:
-    """Return the configuration of `file` (None: no file), with the command line's `--[no-]collector.NAME` applied."""
+def load(
+    file: str | None,
+    collectors: Sequence[Collector],
+    switches: Mapping[str, bool],
+    runtimes: Mapping[str, tuple[str, ...]] | None = None,
+) -> Config:
+    """Return the configuration of `file` (None: no file), with what the command line says applied.
+
+    That is `--[no-]collector.NAME` as `switches`, and the places of runtimes by field of Runtimes.
+    """
     if file is None:
-        return _build("", {}, collectors, switches)
+        return _build("", {}, collectors, switches, runtimes or {})
     data = read(file)
-    return _build(file, {} if data is None else data, collectors, switches)
+    return _build(file, {} if data is None else data, collectors, switches, runtimes or {})
 
 
-def _build(file: str, data: Any, collectors: Sequence[Collector], switches: Mapping[str, bool]) -> Config:
+def _build(
+    file: str,
+    data: Any,
+    collectors: Sequence[Collector],
+    switches: Mapping[str, bool],
+    runtimes: Mapping[str, tuple[str, ...]],
+) -> Config:
     at = At(file)
     sections = at.mapping(data)
-    at.known(sections, ("collectors", "watermarks", "rules"))
+    at.known(sections, ("collectors", "watermarks", "rules", "runtime"))
+    places = msgspec.structs.replace(_runtimes(At(file, "runtime"), sections.get("runtime")), **runtimes)
     rules = _rules(At(file, "rules"), sections.get("rules"))
     by_name = {collector.name: collector for collector in collectors}
     chosen = At(file, "collectors").mapping(sections.get("collectors"))
@@ -101,8 +125,26 @@ def _build(file: str, data: Any, collectors: Sequence[Collector], switches: Mapp
             At(file, f"collectors.{collector.name}"), collector, chosen.get(collector.name), levels
         )
         if switches.get(collector.name, is_enabled):
-            plans.append(plan)
+            plans.append(replace(plan, runtimes=places))
     return Config(tuple(plans), rules, file or None)
+
+
+def _runtimes(at: At, data: Any) -> Runtimes:
+    """Return where the runtimes are: `{docker: {socket: [/run/docker.sock]}}` names the field `docker_sockets`."""
+    mapping = at.mapping(data)
+    at.known(mapping, RUNTIME_KEYS)
+    given = {}
+    for runtime, keys in RUNTIME_KEYS.items():
+        below = at.below(runtime)
+        places = below.mapping(mapping.get(runtime))
+        below.known(places, keys)
+        for key, field in keys.items():
+            if key in places:
+                value = places[key]
+                if not isinstance(value, list) or not all(isinstance(each, str) and each[:1] == "/" for each in value):
+                    raise below.below(key).error(value, "a list of absolute paths")
+                given[field] = tuple(value)
+    return Runtimes(**given)
 
 
 def _rules(at: At, data: Any) -> RulesConfig:
@@ -163,6 +205,11 @@ def _tiers(at: At, tiers: tuple[Tier, ...], data: Mapping[str, Any]) -> tuple[Ti
         raise_at = tier.raise_at if config.raise_at is None else config.raise_at
         clear_at = tier.clear_at if config.clear is None else config.clear
         hold = tier.hold if config.hold is None else float(config.hold)
+        if config.hold is not None and hold > HOLD_MOST:
+            wanted = (
+                f"a duration up to {Seconds(HOLD_MOST)}: a longer one loses its hysteresis when Prometheus restarts"
+            )
+            raise below.below("for").error(str(config.hold), wanted)
         try:
             made.append(Tier(tier.name, tier.severity, raise_at, clear_at, hold))
         except ValueError as error:

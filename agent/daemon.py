@@ -51,6 +51,11 @@ class Options:
     web_config_file: str | None = None
     has_lifecycle: bool = False
     switches: Mapping[str, bool] = field(default_factory=dict)
+    runtimes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def load(self, collectors: Sequence[Collector]) -> Config:
+        """Return the configuration as file and command line have it now."""
+        return load(self.config_file, collectors, self.switches, self.runtimes)
 
 
 class Engine:
@@ -102,7 +107,7 @@ class Daemon:
         self._wake = threading.Event()
         self._is_stopping = False
         self._is_reload_wanted = False
-        self._config = load(options.config_file, collectors, options.switches)
+        self._config = options.load(collectors)
         self._web = load_web(options.web_config_file) if options.web_config_file else None
         self._server = Server(options.listen_address, self, self._web)
         self._engine = Engine(options, self._config, self._node)
@@ -116,7 +121,7 @@ class Daemon:
         self._server.start()
         if self._options.state is None:
             self._log.warning("watermark levels are not kept over restarts", reason="no state directory")
-        self._log.info("serving", url=self._server.url, version=__version__, config=self._options.config_file)
+        self._log.info("serving", url=self._server.url, version=__version__, config=self._options.config_file or "none")
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
@@ -176,7 +181,7 @@ class Daemon:
         reload = self._engine.reload
         with self._reloading:
             try:
-                self._config = load(self._options.config_file, self._collectors, self._options.switches)
+                self._config = self._options.load(self._collectors)
                 self._engine.apply(self._config)
             except ConfigError as error:
                 reload.is_successful = False
@@ -265,7 +270,7 @@ def _level_status(level: Level) -> dict[str, Any]:
 
 def once(options: Options, collectors: Sequence[Collector], *, saves: bool) -> bytes:
     """Return one complete exposition: every collector run once; those past their deadline are overdue."""
-    config = load(options.config_file, collectors, options.switches)
+    config = options.load(collectors)
     engine = Engine(options, config, os.uname().nodename, has_process=False)
     try:
         while not engine.scheduler.is_ready:

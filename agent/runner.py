@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from agent.collector import Collector, Running, Yield
+from agent.containers import Runtimes
 from agent.errors import ContractError, HostError
 from agent.exposition import Pages, Renderer, make_page
 from agent.finding import Found
@@ -33,6 +34,7 @@ class Plan:
     deadline: float
     series_budget: int
     watermarks: tuple[Watermark, ...] = ()
+    runtimes: Runtimes = field(default_factory=Runtimes)
 
     @property
     def name(self) -> str:

@@ -146,7 +146,7 @@ class Scheduler:
         state = self._state / plan.name if self._state is not None else None
         worker = Worker(
             runner,
-            Start(runner.host, plan.settings, state),
+            Start(runner.host, plan.settings, state, plan.runtimes),
             phase(self._node, plan.name, plan.interval),
             self.changed.set,
             self._withdraw_removed,

@@ -71,9 +71,9 @@ MOUNT_POINTS_EXCLUDE = (
     "|/executor/[^/]+/rootfs$"
 )
 ROOTS: dict[str, tuple[str, ...]] = {
-    "docker": ("/var/lib/docker",),
-    "containerd": ("/var/lib/containerd",),
-    "containers_storage": ("/var/lib/containers/storage",),
+    "docker": (),
+    "containerd": (),
+    "containers_storage": (),
     "kubelet": ("/var/lib/kubelet",),
     "container_logs": ("/var/log/pods", "/var/log/containers"),
 }
@@ -172,7 +172,15 @@ class Filesystems:
         self._include = re.compile(settings.mount_points_include)
         self._exclude = re.compile(settings.mount_points_exclude or "$^")
         self._exclude_types = re.compile(settings.fs_types_exclude or "$^")
-        self._roots = {role: (*paths, *settings.roots.get(role, ())) for role, paths in ROOTS.items()}
+        runtimes = start.runtimes
+        own = {
+            "docker": runtimes.docker_roots,
+            "containerd": runtimes.containerd_roots,
+            "containers_storage": runtimes.containers_storage_roots,
+        }
+        self._roots = {
+            role: (*paths, *own.get(role, ()), *settings.roots.get(role, ())) for role, paths in ROOTS.items()
+        }
         self._tables = _Tables.open(start.host)
         self._texts: tuple[bytes, bytes] | None = None
         self._visible: list[Mount] = []

@@ -9,6 +9,7 @@ import pytest
 
 from agent.collector import Collector, stateless
 from agent.config import Config, load
+from agent.containers import Runtimes
 from agent.errors import ConfigError
 from agent.metric import Metric
 from agent.units import Seconds
@@ -92,7 +93,7 @@ def test_every_key_takes_effect(read: Read) -> None:
           other: {enabled: false}
         watermarks:
           inodes:
-            tiers: {warning: {raise: 0.6, clear: 0.5, for: 10m}}
+            tiers: {warning: {raise: 0.6, clear: 0.5, for: 3m}}
             overrides:
               - {target: "/data*", tiers: {critical: {raise: 0.99}}}
           bytes: {reserve: 1KiB, overrides: [{target: /, reserve: 0}]}
@@ -103,7 +104,7 @@ def test_every_key_takes_effect(read: Read) -> None:
     assert (plan.interval, plan.deadline, plan.series_budget) == (90.0, 0.5, 7)
     assert plan.settings == Settings("^/x", Seconds(7200), {"a": ("/b",)})
     inodes, bytes_ = plan.watermarks
-    assert inodes.tiers == (Tier("warning", "warning", 0.6, 0.5, 600.0), TIERS[1])
+    assert inodes.tiers == (Tier("warning", "warning", 0.6, 0.5, 180.0), TIERS[1])
     assert inodes.overrides[0].target == "/data*"
     assert [tier.raise_at for tier in inodes.overrides[0].tiers] == [0.6, 0.99]
     assert bytes_.reserve == Reserve.of(1024, TIERS)
@@ -117,6 +118,13 @@ def test_the_command_line_has_the_last_word(read: Read) -> None:
     assert [plan.name for plan in read(off, disks=True, other=False).plans] == ["disks"]
 
 
+def test_runtimes_are_where_the_file_says_and_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+    path = tmp_path / "ullage.yml"
+    path.write_text("runtime: {docker: {root: [/a], socket: [/s]}, containers-storage: {root: [/c]}}")
+    runtimes = load(str(path), (DISKS,), {}, {"docker_roots": ("/b",)}).plans[0].runtimes
+    assert runtimes == Runtimes(docker_sockets=("/s",), docker_roots=("/b",), containers_storage_roots=("/c",))
+
+
 def test_a_deadline_is_never_over_a_shorter_interval(read: Read) -> None:
     assert read("collectors: {disks: {interval: 5s}}").plans[0].deadline == 5.0
 
@@ -125,7 +133,7 @@ def test_a_deadline_is_never_over_a_shorter_interval(read: Read) -> None:
     ("text", "complaint"),
     [
         ("colectors: {}", "colectors: unknown key; did you mean 'collectors'?"),
-        ("zzz: {}", "zzz: unknown key; expected one of: collectors, rules, watermarks"),
+        ("zzz: {}", "zzz: unknown key; expected one of: collectors, rules, runtime, watermarks"),
         ("- a", "['a']: expected a mapping of keys to values"),
         ("1: 2", "{1: 2}: expected a mapping of keys to values"),
         ("collectors: {dsks: {}}", "collectors.dsks: unknown key; did you mean 'disks'?"),
@@ -172,6 +180,14 @@ def test_a_deadline_is_never_over_a_shorter_interval(read: Read) -> None:
             "watermarks: {inodes: {tiers: {warning: {raise: '0.9'}}}}",
             "watermarks.inodes.tiers.warning.raise: '0.9': expected a number, got a text",
         ),
+        (
+            "watermarks: {inodes: {tiers: {critical: {for: 10m}}}}",
+            "watermarks.inodes.tiers.critical.for: '10m': expected a duration up to 4m: a longer one loses",
+        ),
+        ("runtime: {docke: {}}", "runtime.docke: unknown key; did you mean 'docker'?"),
+        ("runtime: {docker: {sockt: []}}", "runtime.docker.sockt: unknown key; did you mean 'socket'?"),
+        ("runtime: {docker: {root: /x}}", "runtime.docker.root: '/x': expected a list of absolute paths"),
+        ("runtime: {docker: {root: [x]}}", "runtime.docker.root: ['x']: expected a list of absolute paths"),
         ("watermarks: {inodes: {tiers: {criticl: {}}}}", "watermarks.inodes.tiers.criticl: unknown key; did you mean"),
         ("watermarks: {inodes: {tiers: [1]}}", "watermarks.inodes.tiers: [1]: expected a mapping, got a list"),
         ("watermarks: {inodes: {overrides: [{}]}}", "watermarks.inodes.overrides[0]: {}: expected the key 'target'"),
