@@ -2,7 +2,7 @@
 
 Run as a script: `python -I -S probe_child.py MEMORY`, MEMORY being the descriptor of the shared memory for answers.
 It imports as little as it can. Requests come on standard input: a length (u32), then paths joined by NUL, each behind
-`s` (statvfs and stat) or `v` (statvfs only). Each answer goes into its slot, whose first number then is no longer 0,
+`s` (statvfs and stat) or `v` (statvfs only). Each answer goes into its slot, whose last number then is no longer 0,
 so that the parent can see which path hangs; a byte on standard output says that it is ready, then that a request is
 done.
 """
@@ -14,8 +14,9 @@ import signal
 import struct
 import sys
 
-# 1, or minus the errno of statvfs; the errno of stat; the ten numbers of statvfs in their order
-ANSWER = struct.Struct("=ii10Q")
+# the errno of stat; the ten numbers of statvfs in their order; 1, or minus the errno of statvfs. The last is written
+# last: a helper that is killed while it writes leaves no answer, rather than one of zeros
+ANSWER = struct.Struct("=i10Qi")
 LENGTH = struct.Struct("=I")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOTHING = (0,) * 10
@@ -31,13 +32,13 @@ def answer(memory: mmap.mmap, place: int, path: bytes) -> None:
                 os.stat(path[1:])
             except OSError as error:
                 refused = error.errno or 0
-        ANSWER.pack_into(memory, place, 1, refused, *space)
+        ANSWER.pack_into(memory, place, refused, *space, 1)
     except OSError as error:
-        ANSWER.pack_into(memory, place, -(error.errno or 1), 0, *_NOTHING)
+        ANSWER.pack_into(memory, place, 0, *_NOTHING, -(error.errno or 1))
 
 
 def main() -> None:
-    """Answer requests until standard input ends; end with the parent in any case."""
+    """Answer requests until standard input ends; end with the parent in any case, even while a path hangs."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     memory = mmap.mmap(int(sys.argv[1]), 0)
     requests = sys.stdin.buffer

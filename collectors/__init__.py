@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem
+from collectors import filesystem, pagecache
 
-ALL: tuple[Collector, ...] = (filesystem.COLLECTOR,)
+ALL: tuple[Collector, ...] = (filesystem.COLLECTOR, pagecache.COLLECTOR)

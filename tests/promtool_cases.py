@@ -14,7 +14,7 @@ import yaml
 from agent.metric import Metric
 from agent.rules import KEEP_FIRING_FOR, alert_name
 from agent.watermark import Tier, Watermark
-from collectors import filesystem
+from collectors import filesystem, pagecache
 
 STALE = -1.0
 UNITS = 10_000_000_000_000  # the size of a target: large enough that no reserve matters
@@ -39,7 +39,23 @@ def byte_values(ratio: float) -> Mapping[Metric, float]:
     }
 
 
-VALUES: dict[str, Values] = {"inodes": inode_values, "filesystem_bytes": byte_values}
+def cache_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a container whose page cache fills its limit to a ratio."""
+    return {pagecache.FILL.metrics[0]: round(UNITS * ratio), pagecache.FILL.metrics[1]: UNITS}
+
+
+VALUES: dict[str, Values] = {"inodes": inode_values, "filesystem_bytes": byte_values, "page_cache": cache_values}
+
+
+def labels_of(watermark: Watermark, target: str) -> dict[str, str]:
+    """Return the labels of a test's target, which is the value of the last of its watermark's target labels."""
+    fixed = {"device": "/dev/sdb", "fstype": "ext4", "namespace": "shop", "pod": "web-1", "container": "main"}
+    return {name: target if name == watermark.target[-1] else fixed[name] for name in watermark.labels}
+
+
+def target_name(watermark: Watermark, target: str) -> str:
+    """Return a test's target as the label `target` has it."""
+    return watermark.target_of(tuple(labels_of(watermark, target).values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,7 @@ def threshold_series(watermark: Watermark, node: Node, minutes: int) -> list[dic
     """Return the input series of a node's thresholds and reserves."""
     series = []
     for target, wanted in {"": node.levels, **node.overrides}.items():
-        named = f', target="{target}"' if target else ""
+        named = f', target="{target_name(watermark, target)}"' if target else ""
         for (tier, edge), ratio in wanted.items():
             labels = f'watermark="{watermark.name}", tier="{tier}", edge="{edge}"{named}, instance="{node.name}"'
             series.append(
@@ -78,9 +94,10 @@ def threshold_series(watermark: Watermark, node: Node, minutes: int) -> list[dic
     return series
 
 
-def sample_series(instance: str, target: str, timeline: Timeline, values: Values) -> list[dict[str, str]]:
+def sample_series(
+    watermark: Watermark, instance: str, target: str, timeline: Timeline, values: Values
+) -> list[dict[str, str]]:
     """Return the input series of one target's metrics over a timeline, a sample a minute."""
-    fixed = {"device": "/dev/sdb", "fstype": "ext4"}
     written: dict[Metric, list[str]] = {metric: [] for metric in values(0.0)}
     for ratio, minutes in timeline:
         for metric in written:
@@ -90,7 +107,7 @@ def sample_series(instance: str, target: str, timeline: Timeline, values: Values
                 written[metric] += ["stale"] + ["_"] * (minutes - 1)
             else:
                 written[metric] += [f"{values(ratio)[metric]:.0f}"] * minutes
-    labels = {"mountpoint": target, **fixed, "instance": instance}
+    labels = labels_of(watermark, target) | {"instance": instance}
     text = ", ".join(f'{name}="{value}"' for name, value in labels.items())
     return [{"series": f"{metric.name}{{{text}}}", "values": " ".join(points)} for metric, points in written.items()]
 
@@ -120,7 +137,7 @@ def tier_cases(watermark: Watermark, tier: Tier, values: Values) -> list[dict[st
             "interval": "1m",
             "input_series": [
                 *threshold_series(watermark, Node("node-1", levels(watermark.tiers), {}), length(timeline)),
-                *sample_series("node-1", "/data", timeline, values),
+                *sample_series(watermark, "node-1", "/data", timeline, values),
             ],
             "promql_expr_test": [
                 is_firing(alert, minute, ["node-1"] if is_wanted else []) for minute, is_wanted in checks.items()
@@ -171,15 +188,19 @@ def tier_cases(watermark: Watermark, tier: Tier, values: Values) -> list[dict[st
             "input_series": [
                 *threshold_series(watermark, own, minutes),
                 *threshold_series(watermark, other, minutes),
-                *(each for node in (own, other) for each in sample_series(node.name, "/data", timeline, values)),
-                *sample_series("node-1", "/scratch", timeline, values),
+                *(
+                    each
+                    for node in (own, other)
+                    for each in sample_series(watermark, node.name, "/data", timeline, values)
+                ),
+                *sample_series(watermark, "node-1", "/scratch", timeline, values),
             ],
             "promql_expr_test": [
                 {
                     "expr": f'count by (instance, target) (ALERTS{{alertname="{alert}", alertstate="firing"}})',
                     "eval_time": f"{minute}m",
                     "exp_samples": [
-                        {"labels": f'{{instance="{instance}", target="{target}"}}', "value": 1}
+                        {"labels": f'{{instance="{instance}", target="{target_name(watermark, target)}"}}', "value": 1}
                         for instance, target in (("node-1", "/scratch"), ("node-2", "/data"))
                         if is_wanted
                     ],
@@ -216,8 +237,8 @@ def reserve_case(watermark: Watermark) -> dict[str, Any]:
         "interval": "1m",
         "input_series": [
             *threshold_series(watermark, node, length(timeline)),
-            *sample_series("node-1", "/data", timeline, at(60)),
-            *sample_series("node-1", "/small", small, at(10)),
+            *sample_series(watermark, "node-1", "/data", timeline, at(60)),
+            *sample_series(watermark, "node-1", "/small", small, at(10)),
         ],
         "promql_expr_test": [
             {
@@ -242,7 +263,7 @@ def read_only_case(watermark: Watermark, values: Values) -> dict[str, Any]:
         "interval": "1m",
         "input_series": [
             *threshold_series(watermark, node, 30),
-            *sample_series("node-1", "/data", [(1.0, 30)], read_only),
+            *sample_series(watermark, "node-1", "/data", [(1.0, 30)], read_only),
         ],
         "promql_expr_test": [is_firing(alert_name(watermark, tier), 29, []) for tier in watermark.tiers],
     }
@@ -252,7 +273,7 @@ def cases(watermark: Watermark) -> str:
     """Return the test file of one watermark."""
     values = VALUES[watermark.name]
     tests = [case for tier in watermark.tiers for case in tier_cases(watermark, tier, values)]
-    tests.append(read_only_case(watermark, values))
+    tests += [read_only_case(watermark, values)] if watermark.where is not None else []
     tests += [reserve_case(watermark)] if watermark.reserve is not None else []
     body = {"rule_files": ["../ullage.rules.yml"], "evaluation_interval": "1m", "tests": tests}
     text: str = yaml.safe_dump(body, sort_keys=False, width=1_000_000)

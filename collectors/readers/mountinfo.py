@@ -15,21 +15,27 @@ _FIELDS = 6
 
 
 class Mount(NamedTuple):
-    """One mount. `device` is the `major:minor` of its st_dev; paths may hold surrogates, see os.fsencode."""
+    """One mount. `device` is the `major:minor` of its st_dev; paths may hold surrogates, see os.fsencode.
+
+    Both lists of options begin with `ro` or `rw`; only there these words are the kernel's own.
+    """
 
     id: int
     parent: int
     device: str
     root: str
     mountpoint: str
-    options: frozenset[str]
+    options: tuple[str, ...]
     fstype: str
     source: str
-    super_options: frozenset[str]
+    super_options: tuple[str, ...]
 
 
 def parse(text: bytes) -> tuple[list[Mount], int]:
-    """Return the mounts in the kernel's order, a later one hiding an earlier one, and the number of senseless lines."""
+    """Return the mounts in the kernel's order, and the number of senseless lines.
+
+    The order is that of mount ids since Linux 6.8: which of two mounts at one point hides the other, `parent` says.
+    """
     mounts, malformed = [], 0
     for line in text.decode("utf-8", "surrogateescape").split("\n"):
         if not line:
@@ -51,10 +57,10 @@ def _parse_line(line: str) -> Mount:
         fields[2],
         unescape(fields[3]),
         unescape(fields[4]),
-        frozenset(fields[5].split(",")),
-        fstype,
+        tuple(fields[5].split(",")),
+        unescape(fstype),
         unescape(source),
-        frozenset(super_options.split(",")),
+        tuple(super_options.split(",")),
     )
 
 

@@ -70,7 +70,7 @@ def test_a_cleared_or_missing_target_never_breaks_a_rule(tmp_path: Path) -> None
     node = Node("node-1", levels(watermark.tiers), {"/data": levels(watermark.tiers, 0.1)})
     series = threshold_series(watermark, node, minutes)
     for device in ("/dev/sdb", "/dev/sdc"):
-        for each in sample_series("node-1", "/data", [(0.95, minutes)], values_of_inodes):
+        for each in sample_series(watermark, "node-1", "/data", [(0.95, minutes)], values_of_inodes):
             series.append(each | {"series": each["series"].replace("/dev/sdb", device)})
     doubled = [each | {"series": each["series"].replace("{", '{pod="agent-2", ')} for each in series]
     (tmp_path / "rules.yml").write_text(generate(WATERMARKS))
@@ -127,8 +127,8 @@ def test_promql_and_the_step_function_agree_at_every_step(
     for number, timeline in enumerate(timelines):
         target = f"/data/{number}"
         steps = [(ratio, 1) for ratio in timeline]
-        series += sample_series("node-1", target, steps, values_of_inodes)
-        series += sample_series("node-1", target, steps, values_of_bytes)
+        series += sample_series(PLAIN, "node-1", target, steps, values_of_inodes)
+        series += sample_series(RESERVED, "node-1", target, steps, values_of_bytes)
         for watermark in (PLAIN, RESERVED):
             level = 0
             for minute, ratio in enumerate(timeline):

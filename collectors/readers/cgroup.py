@@ -1,0 +1,69 @@
+"""Files of the memory controller, versions 1 and 2: Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
+
+`memory.stat` has a `key value` on each line; new keys may come anywhere. On version 1 the keys `total_…` are of the
+whole subtree, as all keys are on version 2. Bytes, but for events.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+UNLIMITED = 1 << 62  # version 1 says "no limit" by the largest number of pages
+
+# In the order of a row: page cache with tmpfs, tmpfs, inactive, active, dirty, writeback, mapped, refaults, slab.
+KEYS_V2 = (
+    *(b"file", b"shmem", b"inactive_file", b"active_file", b"file_dirty"),
+    *(b"file_writeback", b"file_mapped", b"workingset_refault_file", b"slab_reclaimable"),
+)
+KEYS_V1 = (  # version 1 does not say what slab can be reclaimed
+    *(b"total_cache", b"total_shmem", b"total_inactive_file", b"total_active_file", b"total_dirty"),
+    *(b"total_writeback", b"total_mapped_file", b"total_workingset_refault_file"),
+)
+_OLD_REFAULT = {  # before Linux 5.9
+    b"total_workingset_refault_file": b"total_workingset_refault",
+    b"workingset_refault_file": b"workingset_refault",
+}
+_PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(\d+)", re.MULTILINE)
+
+Row = list[int | None]
+
+
+def stat_parser(keys: tuple[bytes, ...]) -> Callable[[bytes], Row]:
+    """Return a parser of memory.stat that gives the values of `keys` in their order, None for one that is absent."""
+    wanted = (*keys, *(_OLD_REFAULT[key] for key in keys if key in _OLD_REFAULT))
+    find = re.compile(rb"^(" + b"|".join(wanted) + rb") (\d+)$", re.MULTILINE).findall
+
+    def parse(text: bytes) -> Row:
+        found = dict(find(text))
+        try:
+            return [int(found[key]) for key in keys]
+        except KeyError:
+            values = (found.get(key) or found.get(_OLD_REFAULT.get(key, b"")) for key in keys)
+            return [None if value is None else int(value) for value in values]
+
+    return parse
+
+
+def parse_limit(text: bytes) -> int | None:
+    """Return memory.max (`max` or bytes) or memory.limit_in_bytes in bytes; None means no limit. Raises ValueError."""
+    text = text.strip()
+    if text == b"max":
+        return None
+    limit = int(text)
+    return limit if limit < UNLIMITED else None
+
+
+def parse_pressure(text: bytes) -> dict[str, int]:
+    """Return the stall time in microseconds: `some avg10=0.00 avg60=0.00 avg300=0.00 total=12345`, then `full …`."""
+    return {kind.decode(): int(total) for kind, total in _PRESSURE.findall(text)}
+
+
+def parse_numbers(text: bytes) -> dict[str, int]:
+    """Return a file of `key value` lines with whole numbers, such as cgroup.stat or /proc/vmstat; others are passed."""
+    numbers = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(b" ")
+        if value.strip().isdigit():
+            numbers[key.decode("ascii", "replace")] = int(value)
+    return numbers

@@ -1,0 +1,85 @@
+"""Real memory cgroups with the names of containers, and processes in them; version 1 and 2 alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.collector import Start
+from agent.host import Host
+from agent.metric import Family
+from collectors.pagecache import PageCache, Settings, layout
+
+MIB = 1 << 20
+
+
+def memory_root() -> Path | None:
+    """Return where the memory controller is mounted on this machine."""
+    found = layout(Host())
+    return Path("/" + found.root) if found is not None else None
+
+
+class Cgroup:
+    """A memory cgroup below others that it makes where they are missing; removed by its own path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made: list[Path] = []
+        for each in [*reversed(path.parents), path]:
+            if not each.exists():
+                # on version 2 a controller must be handed down level by level
+                control = each.parent / "cgroup.subtree_control"
+                if control.exists():
+                    control.write_text("+memory")
+                each.mkdir()
+                self._made.append(each)
+
+    def run(self, script: str, *arguments: str) -> None:
+        """Run a shell script inside."""
+        inside = f"echo $$ > {self.path}/cgroup.procs && {script}"
+        subprocess.run(["sh", "-ec", inside, "sh", *arguments], check=True, timeout=120)
+
+    def remove(self) -> None:
+        for each in reversed(self._made):
+            with contextlib.suppress(OSError):  # another test's cgroup is still in it
+                each.rmdir()
+
+
+@contextlib.contextmanager
+def cgroup(path: Path) -> Iterator[Cgroup]:
+    """Have a cgroup for the time of a block."""
+    made = Cgroup(path)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+class Sweep:
+    """The collector at work on the real tree."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.host = Host()
+        self.running = PageCache(Start(self.host, settings or Settings(top=10_000)))
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Do one run; return the values by metric, its prefix left out, and the container's short id."""
+        found: dict[str, dict[str, float]] = {}
+        for item in self.running.collect(self.host):
+            if isinstance(item, Family) and item.metric.name.startswith("ullage_container_"):
+                name = item.metric.name.removeprefix("ullage_container_")
+                found[name] = {labels[3]: value for labels, value in zip(item.labelsets, item.values, strict=True)}
+        return found
+
+
+def cold_file(path: Path, size: int) -> Path:
+    """Write a file whose pages are not in memory when this returns."""
+    with open(path, "wb") as file:
+        file.writelines(os.urandom(MIB) for _ in range(size // MIB))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
