@@ -227,13 +227,19 @@ class Runner:
         metric, labelsets, values = family
         if metric not in self._declared or metric in gathered.families or metric in gathered.by_metric:
             raise ContractError(f"{metric.name}: " + self._complaint(metric))
-        if self._checked.get(metric) is not labelsets:
-            width = self._declared[metric]
-            if len(set(labelsets)) != len(labelsets) or any(len(labels) != width for labels in labelsets):
-                raise ContractError(f"{metric.name}: label sets twice, or of the wrong length")
-            self._checked[metric] = labelsets
         if len(labelsets) != len(values):
             raise ContractError(f"{metric.name}: {len(labelsets)} label sets, {len(values)} values")
+        if self._checked.get(metric) is not labelsets:
+            width = self._declared[metric]
+            if any(len(labels) != width for labels in labelsets):
+                raise ContractError(f"{metric.name}: label sets of the wrong length")
+            if len(set(labelsets)) == len(labelsets):
+                self._checked[metric] = labelsets
+            else:  # the first of each is kept
+                firsts = dict(zip(reversed(labelsets), reversed(values), strict=True))
+                self.errors["duplicate"] += len(labelsets) - len(firsts)
+                labelsets, values = tuple(firsts), list(firsts.values())
+                family = Family(metric, labelsets, values)
         room = gathered.budget - gathered.series
         if len(values) > room:
             gathered.dropped += len(values) - room

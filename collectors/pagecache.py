@@ -219,6 +219,7 @@ class Tree:
         self._scanned_at = float("-inf")
         self.has_changed = True
         self.kept_descriptors = 0
+        self.first_in: dict[str, Group] = {}  # one of the containers that lie right below a path
         self.groups: dict[str, dict[str, Group]] = {kind: {} for kind in KIND_LABELS}
 
     def close(self) -> None:
@@ -328,8 +329,9 @@ class Tree:
         self._scan(path, seen)
 
     def _nest(self) -> None:
-        """Find containers in containers (kind): the outer one's numbers hold the inner ones'."""
+        """Find containers in containers (kind), as the outer one's numbers hold the inner ones', and in pods."""
         containers = self.groups["container"]
+        self.first_in = {path.rpartition("/")[0]: group for path, group in containers.items()}
         for group in containers.values():
             group.inner = []
         for path, group in containers.items():
@@ -462,7 +464,7 @@ class PageCache:
             if found is None or found.is_sandbox:
                 labels = None
             elif kind == "pod":
-                if not found.pod and (inside := self._inside(group)):
+                if not found.pod and (inside := self._tree.first_in.get(group.path)):
                     found = self._containers.lookup(inside.path) or found
                 labels = (found.namespace, found.pod) if found.pod else None
             else:
@@ -475,10 +477,6 @@ class PageCache:
         else:
             self._labels[group] = labels
         return labels
-
-    def _inside(self, pod: Group) -> Group | None:
-        prefix = pod.path + "/"
-        return next((group for path, group in self._tree.groups["container"].items() if path.startswith(prefix)), None)
 
     def _rest(self, groups: Sequence[Group], shown: Iterable[Group]) -> Row:
         """Return the sum of all that have no series of their own, so that sums stay right."""

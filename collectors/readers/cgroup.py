@@ -7,7 +7,8 @@ whole subtree, as all keys are on version 2. Bytes, but for events.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 UNLIMITED = 1 << 62  # version 1 says "no limit" by the largest number of pages
 
@@ -30,17 +31,27 @@ Row = list[int | None]
 
 
 def stat_parser(keys: tuple[bytes, ...]) -> Callable[[bytes], Row]:
-    """Return a parser of memory.stat that gives the values of `keys` in their order, None for one that is absent."""
-    wanted = (*keys, *(_OLD_REFAULT[key] for key in keys if key in _OLD_REFAULT))
-    find = re.compile(rb"^(" + b"|".join(wanted) + rb") (\d+)$", re.MULTILINE).findall
+    """Return a parser of memory.stat that gives the values of `keys` in their order, None for one that is absent.
+
+    It remembers where the keys stood in the last file, and looks for them only where they do not stand there any more.
+    """
+    names: Callable[[list[bytes]], object] = itemgetter(*[0] * len(keys))
+    values: Callable[[list[bytes]], Iterable[bytes]] = itemgetter(*[0] * len(keys))
 
     def parse(text: bytes) -> Row:
-        found = dict(find(text))
+        nonlocal names, values
+        words = text.split()
         try:
-            return [int(found[key]) for key in keys]
-        except KeyError:
-            values = (found.get(key) or found.get(_OLD_REFAULT.get(key, b"")) for key in keys)
-            return [None if value is None else int(value) for value in values]
+            if names(words) == keys:
+                return list(map(int, values(words)))
+        except (IndexError, ValueError):
+            pass
+        places = {word: at for at, word in enumerate(words[:-1]) if at % 2 == 0}
+        found = [places.get(key, places.get(_OLD_REFAULT.get(key, b""))) for key in keys]
+        if all(key in places for key in keys):
+            names, values = itemgetter(*[places[key] for key in keys]), itemgetter(*[places[key] + 1 for key in keys])
+        numbers = (words[at + 1] if at is not None else b"" for at in found)
+        return [int(number) if number.isdigit() else None for number in numbers]
 
     return parse
 

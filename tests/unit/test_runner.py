@@ -108,7 +108,6 @@ def test_an_override_has_its_own_tiers_for_targets_that_match() -> None:
         (lambda _host: [USED(1)], "bug"),
         (lambda _host: [USED(1, "a", "b")], "bug"),
         (lambda _host: [Family(OTHER, (("a",),), [1])], "bug"),
-        (lambda _host: [Family(USED, (("a",), ("a",)), [1, 2])], "bug"),
         (lambda _host: [Family(USED, (("a",),), [1, 2])], "bug"),
         (lambda _host: [Family(USED, (("a", "b"),), [1])], "bug"),
         (lambda _host: [USED(1, "a"), Family(USED, (("b",),), [1])], "bug"),
@@ -138,6 +137,16 @@ def test_a_sample_that_is_yielded_twice_costs_the_second_only() -> None:
     assert 'used_bytes{target="a"} 1\n' in bench.page
     assert 'used_bytes{target="b"} 3\n' in bench.page
     assert bench.runner.errors == {"duplicate": 1}
+
+
+def test_label_sets_that_stand_twice_in_a_family_cost_the_second_only() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.run(Family(USED, (("a",), ("b",), ("a",)), [1, 2, 3]))
+        assert 'used_bytes{target="a"} 1\n' in bench.page
+        assert 'used_bytes{target="b"} 2\n' in bench.page
+        assert bench.runner.outcome.series == 2
+    assert bench.runner.errors == {"duplicate": 2}
 
 
 def test_series_over_the_budget_are_dropped_and_counted() -> None:
