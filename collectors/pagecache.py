@@ -202,7 +202,7 @@ class Group:
     def __init__(self, path: str) -> None:
         self.path = path
         self.descriptor = -1
-        self.row: Row = []
+        self.row: Row = ()
         self.inner: list[Group] = []
 
 
@@ -397,7 +397,7 @@ class PageCache:
             except Vanished:
                 lost.append(group.path)
             except HostError as error:
-                group.row = []
+                group.row = ()
                 host.skip(error)
         for path in lost:
             self._tree.again(path)
@@ -425,7 +425,7 @@ class PageCache:
         shown = [(group, labels) for group, labels in named if labels is not None]
         labelsets = [labels for _, labels in shown if labels is not None]
         rows = [group.row for group, _ in shown]
-        rest = [] if kind == "slice" else self._rest(groups, [group for group, _ in shown])
+        rest: Row = () if kind == "slice" else self._rest(groups, [group for group, _ in shown])
         if rest and kind == "container":
             labelsets.append(OTHER)
             rows.append(rest)
@@ -482,12 +482,10 @@ class PageCache:
         """Return the sum of all that have no series of their own, so that sums stay right."""
         own = set(shown)
         rows = [group.row for group in groups if group not in own]
-        if not rows:
-            return []
-        return [
+        return tuple(
             None if all(value is None for value in column) else sum(value for value in column if value is not None)
             for column in zip(*rows, strict=True)
-        ]
+        )
 
     def _limits(self, host: Host, kind: str, shown: Iterable[tuple[Group, LabelSet]]) -> Iterator[Family]:
         name = "memory.max" if self._layout.is_v2 else "memory.limit_in_bytes"
@@ -632,7 +630,7 @@ def _minus(a: int | None, b: int | None) -> int | None:
 
 def _without(row: Row, inner: Sequence[Row]) -> Row:
     for each in inner:
-        row = [_minus(a, b) if b is not None else a for a, b in zip(row, each, strict=True)]
+        row = tuple(_minus(a, b) if b is not None else a for a, b in zip(row, each, strict=True))
     return row
 
 

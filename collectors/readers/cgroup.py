@@ -27,31 +27,41 @@ _OLD_REFAULT = {  # before Linux 5.9
 }
 _PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(\d+)", re.MULTILINE)
 
-Row = list[int | None]
+Row = tuple[int | None, ...]
 
 
 def stat_parser(keys: tuple[bytes, ...]) -> Callable[[bytes], Row]:
     """Return a parser of memory.stat that gives the values of `keys` in their order, None for one that is absent.
 
-    It remembers where the keys stood in the last file, and looks for them only where they do not stand there any more.
+    It remembers where the keys stood in the last file, splits just that part of the next one, and looks for them
+    anew when they do not stand there any more.
     """
+    first, most = b"", 0  # what the part begins with, and the words in it
     names: Callable[[list[bytes]], object] = itemgetter(*[0] * len(keys))
     values: Callable[[list[bytes]], Iterable[bytes]] = itemgetter(*[0] * len(keys))
 
+    def learn(words: list[bytes], places: dict[bytes, int]) -> None:
+        nonlocal first, most, names, values
+        start = min(places[key] for key in keys)
+        first = b"\n" + words[start] + b" " if start else b""
+        most = max(places[key] for key in keys) - start + 2
+        names = itemgetter(*[places[key] - start for key in keys])
+        values = itemgetter(*[places[key] - start + 1 for key in keys])
+
     def parse(text: bytes) -> Row:
-        nonlocal names, values
-        words = text.split()
+        words = text[max(0, text.find(first)) :].split(None, most)
         try:
             if names(words) == keys:
-                return list(map(int, values(words)))
+                return tuple(map(int, values(words)))
         except (IndexError, ValueError):
             pass
+        words = text.split()
         places = {word: at for at, word in enumerate(words[:-1]) if at % 2 == 0}
-        found = [places.get(key, places.get(_OLD_REFAULT.get(key, b""))) for key in keys]
         if all(key in places for key in keys):
-            names, values = itemgetter(*[places[key] for key in keys]), itemgetter(*[places[key] + 1 for key in keys])
+            learn(words, places)
+        found = [places.get(key, places.get(_OLD_REFAULT.get(key, b""))) for key in keys]
         numbers = (words[at + 1] if at is not None else b"" for at in found)
-        return [int(number) if number.isdigit() else None for number in numbers]
+        return tuple(int(number) if number.isdigit() else None for number in numbers)
 
     return parse
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import sys
 
 from agent import log
-from tests.bench import filesystem, memory, rendering, scrape
+from tests.bench import cgroups, filesystem, memory, rendering, scrape
 
-ALL = {"rendering": rendering.run, "scrape": scrape.run, "filesystem": filesystem.run, "memory": memory.run}
+ALL = {
+    "rendering": rendering.run,
+    "scrape": scrape.run,
+    "filesystem": filesystem.run,
+    "cgroups": cgroups.run,
+    "memory": memory.run,
+}
 
 
 def main(names: list[str]) -> int:

@@ -12,18 +12,27 @@ ALL = b"".join(key + b" %d\n" % number for number, key in enumerate(KEYS_V2))
 
 
 def test_a_row_is_in_the_order_of_the_keys_wherever_they_stand() -> None:
-    assert V2(ALL) == list(range(9))
-    assert V2(b"\n".join(reversed(ALL.splitlines())) + b"\n") == list(range(9))
-    assert V2(b"anon 5\nfile_thp 7\nnew_file 3\n" + ALL) == list(range(9))
+    assert V2(ALL) == tuple(range(9))
+    assert V2(b"\n".join(reversed(ALL.splitlines())) + b"\n") == tuple(range(9))
+    assert V2(b"anon 5\nfile_thp 7\nnew_file 3\n" + ALL) == tuple(range(9))
+
+
+@given(st.lists(st.permutations(ALL.splitlines()), min_size=1, max_size=4), st.booleans())
+def test_what_a_parser_has_seen_before_changes_nothing(files: list[list[bytes]], has_more: bool) -> None:  # noqa: FBT001
+    used = stat_parser(KEYS_V2)
+    for lines in files:
+        text = b"\n".join([b"anon 7", *lines, b"zswap 9"] if has_more else lines) + b"\n"
+        assert used(text) == tuple(range(9))
+        assert used(text.replace(b"shmem 1", b"shmem 123456")) == (0, 123456, *range(2, 9))
 
 
 def test_an_absent_key_is_unknown_and_an_old_one_is_known_by_its_old_name() -> None:
     text = b"file 4096\nshmem 0\nworkingset_refault 3\n"
-    assert V2(text) == [4096, 0, None, None, None, None, None, 3, None]
-    assert stat_parser(KEYS_V1)(b"cache 1\ntotal_cache 2\ntotal_workingset_refault 4\n") == [
+    assert V2(text) == (4096, 0, None, None, None, None, None, 3, None)
+    assert stat_parser(KEYS_V1)(b"cache 1\ntotal_cache 2\ntotal_workingset_refault 4\n") == (
         *(2, None, None, None, None, None, None, 4),
-    ]
-    assert V2(b"") == [None] * 9
+    )
+    assert V2(b"") == (None,) * 9
 
 
 @given(st.binary(max_size=200))
