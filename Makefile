@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: run test check unit format bench generate golden lock build clean help
+.PHONY: run test check unit format bench bench-vm generate golden lock build clean help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(VENV)/runtime ## install and start the agent on this node, without any configuration
 	$(BIN)/ullage run $(ARGS)
@@ -37,6 +37,9 @@ format: $(VENV)/dev ## format the code, mend what ruff can
 
 bench: $(VENV)/dev ## measure against others, as ratios of CPU time within one run
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-vm: $(VENV)/dev ## the sweep of cgroups, on cgroup v2 in the lab's virtual machine
+	$(BIN)/python -m tests.vm.bench cgroups
 
 generate: $(VENV)/dev ## write the generated files: rules, their tests, documentation
 	$(BIN)/python -m tests.generate

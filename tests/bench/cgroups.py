@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.bench.measure import Result, own_cpu, rounds, spent
 
 CGROUPS, FEW, IN_POD = 4000, 200, 20
 SWEEPS = 5
+BUSY = 16  # cgroups with a process at work, on version 2
 UPDATES = 1000
 HERE = Path(__file__).parent
 
@@ -49,6 +51,22 @@ def cgroups(root: Path, count: int) -> Iterator[list[Path]]:
     finally:
         for path in reversed(made):
             path.rmdir()
+
+
+@contextlib.contextmanager
+def busy(paths: list[Path]) -> Iterator[None]:
+    """Have a process in each of these cgroups that makes and drops page cache, so that their numbers move."""
+    work = "head -c 1000000 /dev/zero > /dev/shm/$$; rm /dev/shm/$$; sleep 0.1"
+    script = f'echo $$ > "$0"/cgroup.procs; while :; do {work}; done'
+    processes = [subprocess.Popen(["sh", "-c", script, str(path)]) for path in paths]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            Path(f"/dev/shm/{process.pid}").unlink(missing_ok=True)
+        time.sleep(0.5)  # a child of the shell may outlive it for the length of its sleep
 
 
 class Sweeper:
@@ -83,7 +101,8 @@ def run() -> Iterator[Result]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 3 * CGROUPS)), hard))
     root = Path("/" + found.root)
-    with tempfile.TemporaryDirectory() as directory, cgroups(root, CGROUPS) as containers:
+    at_work = BUSY if found.is_v2 else 0
+    with tempfile.TemporaryDirectory() as directory, cgroups(root, CGROUPS) as containers, busy(containers[:at_work]):
         listing = f"{directory}/list"
         Path(listing).write_text("".join(f"{path}/memory.stat\n" for path in containers))
 

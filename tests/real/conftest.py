@@ -25,10 +25,10 @@ def run(*command: str) -> str:
 
 @pytest.fixture
 def need() -> Callable[..., None]:
-    """Skip with the reason where root or a tool is missing; in CI that is a failure."""
+    """Skip with the reason where root, a tool or a device is missing; in CI that is a failure."""
 
     def check(*tools: str) -> None:
-        missing = [tool for tool in tools if shutil.which(tool) is None]
+        missing = [tool for tool in tools if not (os.path.exists(tool) if "/" in tool else shutil.which(tool))]
         reason = "needs root" if os.geteuid() != 0 else f"not found: {', '.join(missing)}" if missing else ""
         if reason and os.environ.get("CI") == "true":
             pytest.fail(reason)
@@ -75,28 +75,52 @@ class StuckFs:
         script = str(Path(__file__).with_name("stuckfs.py"))
         self._process = subprocess.Popen([sys.executable, script, str(mount)], stdout=subprocess.PIPE)
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"mounted\n"
+        if self._process.stdout.readline() != b"mounted\n":
+            self._end()
+            pytest.fail("FUSE does not mount")
 
     def hang(self) -> None:
+        """Read no more questions: whoever asks can be killed."""
         self._process.send_signal(signal.SIGSTOP)
 
     def wake(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
-    def close(self) -> None:
+    def keep(self) -> None:
+        """Read what statvfs asks without an answer: whoever asks cannot be killed."""
+        self._process.send_signal(signal.SIGUSR1)
+
+    def give(self) -> None:
+        self._process.send_signal(signal.SIGUSR2)
+
+    def _end(self) -> None:
         self._process.kill()  # its end aborts all that is open
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+    def close(self) -> None:
+        self._end()
         run("umount", "-l", str(self.mount))
 
 
+MakeStuck = Callable[[], StuckFs]
+
+
 @pytest.fixture
-def stuckfs(tmp_path: Path, need: Callable[..., None]) -> Iterator[StuckFs]:
+def make_stuckfs(tmp_path: Path, need: Callable[..., None], stack: contextlib.ExitStack) -> MakeStuck:
+    """Mount FUSE filesystems that can hang."""
+
+    def make() -> StuckFs:
+        need("umount", "/dev/fuse")
+        made = StuckFs(tmp_path / f"stuck-{len(list(tmp_path.glob('stuck-*')))}")
+        stack.callback(made.close)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def stuckfs(make_stuckfs: MakeStuck) -> StuckFs:
     """A mounted FUSE filesystem that can hang."""
-    need("umount")
-    made = StuckFs(tmp_path / "stuck")
-    try:
-        yield made
-    finally:
-        made.close()
+    return make_stuckfs()

@@ -1,0 +1,111 @@
+"""A real dockerd with everything of its own in one directory; ended, with all that it started, by its own ids."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+WAIT = 60.0  # seconds until a test gives up
+
+
+class Dockerd:
+    """The daemon, and the docker command line against it."""
+
+    def __init__(self, directory: Path, storage_driver: str = "overlay2") -> None:
+        self.root = directory / "root"
+        self._exec_root = directory / "exec"
+        self.socket = directory / "docker.sock"
+        self._directory = directory
+        self._log = directory / "dockerd.log"
+        self._command = [
+            "dockerd",
+            *("--data-root", str(self.root), "--exec-root", str(self._exec_root), "--host", f"unix://{self.socket}"),
+            *("--pidfile", str(directory / "dockerd.pid"), "--storage-driver", storage_driver),
+            *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        end = time.monotonic() + WAIT
+        while subprocess.run(
+            ["docker", "-H", f"unix://{self.socket}", "info"], check=False, capture_output=True
+        ).returncode:
+            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            assert time.monotonic() < end, self._log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def docker(self, *arguments: str, stdin: bytes | None = None) -> str:
+        """Run the docker command line; return what it prints."""
+        command = ["docker", "-H", f"unix://{self.socket}", *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, input=stdin, timeout=WAIT)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def import_image(self, name: str) -> None:
+        """Make an image of busybox alone."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for directory in ("bin", "tmp", "proc", "sys", "dev", "etc"):
+                entry = tarfile.TarInfo(directory)
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+            tar.add("/bin/busybox", "bin/busybox")
+            for tool in ("sh", "cat", "dd", "sleep", "sync"):
+                link = tarfile.TarInfo(f"bin/{tool}")
+                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(link)
+        self.docker("import", "-", name, stdin=archive.getvalue())
+
+    def run(self, name: str, script: str) -> str:
+        """Start a container and return its id."""
+        return self.docker("run", "--detach", "--network=none", "--name", name, "busybox", "/bin/sh", "-c", script)
+
+    def stop(self) -> None:
+        """End all containers, the daemon, and what they left mounted."""
+        assert self._process is not None
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            for container in self.docker("ps", "--all", "--quiet").split():
+                self.docker("rm", "--force", container)
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for mount in sorted((each for each in mounts if each.startswith(f"{self._directory}/")), reverse=True):
+            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+
+    def _left(self) -> list[int]:
+        """Return the processes that were started with our directory in their command line."""
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    arguments = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+                    if any(argument.startswith(os.fsencode(f"{self._exec_root}/")) for argument in arguments):
+                        found.append(int(name))
+        return found
+
+
+@contextlib.contextmanager
+def dockerd(directory: Path, storage_driver: str = "overlay2") -> Iterator[Dockerd]:
+    """Have a dockerd for the time of a block."""
+    made = Dockerd(directory, storage_driver)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
