@@ -44,7 +44,7 @@ def _complain(error: Exception, code: int) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     from agent import daemon  # noqa: PLC0415  --help and rules need none of it
 
-    daemon.calm_malloc()
+    daemon.prepare_process()
     daemon.Daemon(_options(parsed), ALL).run()
     return 0
 

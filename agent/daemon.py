@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ from agent.webconfig import load as load_web
 STOP_WITHIN = 1.0  # seconds for collectors to end; the whole stop is promised within two
 SAVE_WITHIN = 0.5  # seconds for the last save: its disk may hang
 KEEP_EVERY = 5.0  # seconds between looks at what is overdue, unsaved, or changed on disk
+DESCRIPTORS = 65536
 _M_ARENA_MAX = -8  # malloc.h
 
 
@@ -294,7 +296,14 @@ def prepare_state(path: Path) -> Path:
     return path
 
 
-def calm_malloc() -> None:
-    """Hold glibc to two arenas: one per thread would cost megabytes for nothing. Other C libraries ignore it."""
-    with contextlib.suppress(OSError, AttributeError):
+def prepare_process() -> None:
+    """Hold glibc to two arenas, as one per thread would cost megabytes for nothing; allow all descriptors we may have.
+
+    systemd's soft limit of 1,024 is for programs that use select(2); kept descriptors of cgroups are worth more.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

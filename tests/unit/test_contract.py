@@ -107,6 +107,13 @@ def test_an_empty_root_yields_nothing_and_raises_nothing(collector: Collector, r
 
 
 @ALL
+def test_no_container_has_more_than_50_series(collector: Collector, run: Run) -> None:
+    for tree in trees(collector):
+        ids = re.findall(r'[{,]id="([^"]+)"', page(run(collector, tree)))
+        assert max(map(ids.count, ids), default=0) <= 50
+
+
+@ALL
 def test_two_runs_on_one_tree_give_equal_bytes(collector: Collector, run: Run) -> None:
     for tree in trees(collector):
         assert page(run(collector, tree)) == page(run(collector, tree))
