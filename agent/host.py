@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from agent.errors import Failed, HostError, Malformed, from_os
+from agent.errors import Failed, HostError, Malformed, Stuck, from_os
 
 READ_LIMIT = 64 * 1024 * 1024
 _LINKS = 40  # as the kernel's MAXSYMLINKS
@@ -94,8 +94,11 @@ class Host:
     def _places(self) -> dict[str, str]:
         return {"proc": self.procfs, "sys": self.sysfs, "dev": self.dev}
 
-    def resolve(self, path: str) -> str:
-        """Return the host's `path` with its symbolic links resolved in the host's root; absent tails stay."""
+    def resolve(self, path: str, avoid: Collection[str] = ()) -> str:
+        """Return the host's `path` with its symbolic links resolved in the host's root; absent tails stay.
+
+        Raises Stuck where the way leads into one of `avoid`, mount points that a look might hang on.
+        """
         todo, done, links = path.strip("/").split("/"), "", 0
         while todo:
             part = todo.pop(0)
@@ -104,6 +107,8 @@ class Host:
             if part == "..":
                 done = done.rpartition("/")[0]
                 continue
+            if f"{done}/{part}" in avoid:
+                raise Stuck(path, f"lies behind {done}/{part}, which does not answer")
             try:
                 link = os.readlink(self.real(f"{done}/{part}"))
             except OSError:

@@ -4,7 +4,8 @@ Source: statvfs(3) and stat(2) of the mount point, by a helper process as both m
 proc_pid_mountinfo); /sys/fs/ext4/DEVICE/errors_count (Documentation/ABI/testing/sysfs-fs-ext4).
 btrfs reports no inodes: 0 of 0 means that there is no limit to know. The totals of XFS shrink as blocks fill. A mount
 flag `rw` does not say that one can write: `emergency_ro` (ext4 since Linux 6.15 or so) and `ro` in the super options
-say that one cannot, and a shut-down XFS still answers statvfs, but stat with EIO.
+say that one cannot, and a shut-down XFS still answers statvfs, but stat with EIO. In a container, statvfs says
+read-only of what only the container sees so: its bind of the host's root.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import os
 import re
 import select
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from operator import is_, mul
+from operator import mul
 
 import msgspec
 
@@ -27,7 +28,7 @@ from agent.errors import HostError, Malformed, Stuck, Unreachable
 from agent.host import Host, Space
 from agent.metric import Family, LabelSet, Metric, label
 from agent.watermark import Reserve, Tier, Watermark
-from collectors.readers.mountinfo import Mount, parse
+from collectors.readers.mountinfo import Mount, carrying, parse, visible
 
 GIB = 1 << 30
 LABELS = ("device", "mountpoint", "fstype")
@@ -78,6 +79,7 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "container_logs": ("/var/log/pods", "/var/log/containers"),
 }
 OURS, HOSTS = "proc/self/mountinfo", "proc/1/mountinfo"
+_FORCED = {"emergency_ro", "shutdown"}  # super options
 TABLES_EVERY = 60.0  # seconds between readings of the mount tables, if no change is told
 ROLES_EVERY = 300.0  # seconds between looks for the roots, if no mount changes
 
@@ -125,12 +127,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A mount to be measured: its labels, where we reach it (a path below the host's root), what mountinfo says."""
+    """A mount to be measured: its labels, where we reach it (a path below the host's root), what mountinfo says.
+
+    `is_seen_writable` tells that our own mount of it is not read-only: then statvfs says so of the filesystem.
+    """
 
     labels: LabelSet
+    device: str
     path: str
     fstype: str
     is_read_only: bool
+    is_seen_writable: bool
     is_shut_down: bool
     ext4_errors: str | None
 
@@ -186,8 +193,11 @@ class Filesystems:
         self._visible: list[Mount] = []
         self._shown: dict[str, str] = {}  # device: mount point
         self._targets: list[Target] = []
+        self._labels: tuple[LabelSet, ...] = ()  # of the targets
         self._points = start.host.points(())
         self._errors: dict[LabelSet, int] = {}
+        self._stuck: frozenset[str] = frozenset()  # devices
+        self._resolved: dict[tuple[str, str], str] = {}  # role and root: where it lies
         self._roles: tuple[LabelSet, ...] = ()
         self._roles_at = float("-inf")
         self._kept: dict[Metric, tuple[LabelSet, ...]] = {}
@@ -204,12 +214,15 @@ class Filesystems:
         if self._read_errors(host):  # an error may have made a filesystem read-only, of which no event tells
             self._read_tables(host)
             answers = host.measure(self._points)
-        for answer in answers:
-            if isinstance(answer, HostError):
-                host.skip(answer)
-        yield from self._families(answers)
-        if not any(isinstance(answer, Stuck) for answer in answers):
-            self._find_roles(host)
+        alive, spaces, stuck = self._targets, [answer for answer in answers if type(answer) is Space], []
+        if len(spaces) < len(answers):
+            refusals = [(t, answer) for t, answer in zip(alive, answers, strict=True) if isinstance(answer, HostError)]
+            for _, refusal in refusals:
+                host.skip(refusal)
+            stuck = [target for target, refusal in refusals if isinstance(refusal, Stuck)]
+            alive = [target for target, answer in zip(alive, answers, strict=True) if type(answer) is Space]
+        yield from self._families(alive, spaces, stuck)
+        self._find_roles(host, frozenset(target.device for target in stuck))
         yield Family(ROLE, self._roles, [1] * len(self._roles))
 
     def _read_errors(self, host: Host) -> bool:
@@ -221,18 +234,14 @@ class Filesystems:
                     self._errors[target.labels] = host.read_int(target.ext4_errors)
         return any(count > before.get(labels, count) for labels, count in self._errors.items())
 
-    def _families(self, answers: Sequence[Space | HostError]) -> Iterator[Family]:
-        targets = self._targets
-        answered = [(target, answer) for target, answer in zip(targets, answers, strict=True) if type(answer) is Space]
-        stuck = [target for target, answer in zip(targets, answers, strict=True) if isinstance(answer, Stuck)]
-        alive = [target for target, _ in answered]
-        labels = [target.labels for target in alive]
-        both = labels + [target.labels for target in stuck]
-        columns = zip(*[space for _, space in answered], strict=True) if answered else [()] * len(Space._fields)
+    def _families(self, alive: Sequence[Target], spaces: Sequence[Space], stuck: Sequence[Target]) -> Iterator[Family]:
+        labels = self._labels if len(alive) == len(self._labels) else tuple(target.labels for target in alive)
+        both = labels + tuple(target.labels for target in stuck)
+        columns = zip(*spaces, strict=True) if spaces else [()] * len(Space._fields)
         refused, _, unit, blocks, free, available, files, files_free, _, flags, _ = columns
         shut_down = [t.is_shut_down or number == errno.EIO for t, number in zip(alive, refused, strict=True)]
         read_only = [
-            int(target.is_read_only or is_down or flag & os.ST_RDONLY)
+            int(target.is_read_only or is_down or (target.is_seen_writable and flag & os.ST_RDONLY))
             for target, is_down, flag in zip(alive, shut_down, flags, strict=True)
         ]
         yield self._family(STUCK, both, [0] * len(alive) + [1] * len(stuck))
@@ -242,22 +251,21 @@ class Filesystems:
         yield self._family(AVAILABLE, labels, list(map(mul, unit, available)))
         yield self._family(LIMIT_KNOWN, labels, list(map(int, map(bool, files))))
         yield self._family(SHUTDOWN, labels, list(map(int, shut_down)))
-        limited = list(compress(labels, files))
+        limited = labels if all(files) else tuple(compress(labels, files))
         yield self._family(FILES, limited, list(compress(files, files)))
         yield self._family(FILES_FREE, limited, list(compress(files_free, files)))
-        counted = [each for each in labels if each in self._errors] if self._errors else []
+        counted = tuple(each for each in labels if each in self._errors) if self._errors else ()
         yield self._family(ERRORS, counted, [self._errors[each] for each in counted])
 
-    def _family(self, metric: Metric, labelsets: list[LabelSet], values: list[int]) -> Family:
-        """Return a family with the label sets of the last round where they are the same."""
+    def _family(self, metric: Metric, labelsets: tuple[LabelSet, ...], values: list[int]) -> Family:
+        """Return a family with the label sets of the last round where they are equal: as the same object."""
         kept = self._kept.get(metric)
-        if kept is None or len(kept) != len(labelsets) or not all(map(is_, kept, labelsets)):
-            kept = self._kept[metric] = tuple(labelsets)
+        if kept != labelsets:
+            kept = self._kept[metric] = labelsets
         return Family(metric, kept, values)
 
     def _read_tables(self, host: Host) -> None:
         """Find out what is mounted on the host, and where we reach it in our own view."""
-        self._tables.read_at = time.monotonic()
         if not host.exists(OURS):
             return
         ours = host.read(OURS)
@@ -265,17 +273,25 @@ class Filesystems:
             hosts = host.read(HOSTS)
         except HostError:  # hidden by hidepid: then our own view is all there is
             hosts = ours
+        self._tables.read_at = time.monotonic()
         if (ours, hosts) == self._texts:
             return
-        own, _ = parse(ours)
-        mounts, malformed = parse(hosts)
+        own, malformed = parse(ours)
+        reached = _below(visible(own), host.rootfs)
+        if hosts != ours:
+            mounts, malformed = parse(hosts)
+            self._visible = visible(mounts)
+        elif host.rootfs:
+            # process 1 is that of our own container: the flags are those of our binds, not of the host's mounts
+            self._visible = [mount._replace(options=()) for mount in reached]
+        else:
+            self._visible = reached
         for _ in range(malformed):
             host.skip(Malformed(HOSTS))
-        self._visible = visible(mounts)
-        wanted = [mount for mount in self._visible if self._is_wanted(mount)]
-        chosen = _one_per_device(wanted)
+        chosen = _one_per_device(mount for mount in self._visible if self._is_wanted(mount))
         self._shown = {mount.device: mount.mountpoint for mount in chosen}
-        self._targets = list(_targets(host, chosen, _reach(visible(own), host.rootfs)))
+        self._targets = list(_targets(host, chosen, self._visible, reached))
+        self._labels = tuple(target.labels for target in self._targets)
         paths = [target.path for target in self._targets]
         # only XFS shows a shutdown in nothing but stat
         self._points = host.points(paths, [target.path for target in self._targets if target.fstype == "xfs"])
@@ -291,30 +307,43 @@ class Filesystems:
             and not self._exclude.search(mount.mountpoint)
         )
 
-    def _find_roles(self, host: Host) -> None:
-        """Find which mounts carry the known roots; never while a mount hangs, as looking there could hang as well."""
+    def _find_roles(self, host: Host, stuck: frozenset[str]) -> None:
+        """Find which mounts carry the known roots, without a look at what hangs: there the last finding stays."""
         now = time.monotonic()
-        if now - self._roles_at < ROLES_EVERY:
+        if now - self._roles_at < ROLES_EVERY and stuck == self._stuck:
             return
-        self._roles_at = now
+        self._roles_at, self._stuck = now, stuck
+        # a look below an autofs would mount what it stands for
+        avoid = {mount.mountpoint for mount in self._visible if mount.device in stuck or mount.fstype == "autofs"}
+        if "/" not in avoid:
+            self._resolve_roots(host, avoid)
         found: dict[LabelSet, None] = {}
-        for role, paths in self._roots.items():
-            for path in (*paths, *(_docker_roots(host) if role == "docker" else ())):
-                with host.skipping():
-                    resolved = host.resolve(path)
-                    carrier = carrying(self._visible, resolved) if host.exists(resolved) else None
-                    if carrier is not None:
-                        mountpoint = self._shown.get(carrier.device, carrier.mountpoint)
-                        found[label(mountpoint), role] = None
+        for (role, _), resolved in self._resolved.items():
+            carrier = carrying(self._visible, resolved)
+            if carrier is not None:
+                found[label(self._shown.get(carrier.device, carrier.mountpoint)), role] = None
         self._roles = tuple(found)
 
+    def _resolve_roots(self, host: Host, avoid: Collection[str]) -> None:
+        before, self._resolved = self._resolved, {}
+        roots = [(role, path) for role, paths in self._roots.items() for path in paths]
+        for root in roots + [("docker", path) for path in _docker_roots(host, avoid)]:
+            try:
+                resolved = host.resolve(root[1], avoid)
+                if host.exists(resolved):
+                    self._resolved[root] = resolved
+            except HostError as error:
+                host.skip(error)
+                if isinstance(error, Stuck) and root in before:
+                    self._resolved[root] = before[root]
 
-def _docker_roots(host: Host) -> list[str]:
+
+def _docker_roots(host: Host, avoid: Collection[str]) -> list[str]:
     """Return the data-root that Docker's configuration names, if any."""
-    path = "etc/docker/daemon.json"
-    if not host.exists(path):
-        return []
     with host.skipping():
+        path = host.resolve("etc/docker/daemon.json", avoid)
+        if not host.exists(path):
+            return []
         try:
             config = json.loads(host.read(path))
         except ValueError as error:
@@ -325,67 +354,55 @@ def _docker_roots(host: Host) -> list[str]:
     return []
 
 
-def visible(mounts: Sequence[Mount]) -> list[Mount]:
-    """Return the mounts that a path can lead to: not those that a later mount hides, at their own point or above it."""
-    by_id = {mount.id: mount for mount in mounts}
-    top = {mount.mountpoint: mount for mount in mounts}
-    seen = []
-    for mount in top.values():
-        lowest = mount
-        while (below := by_id.get(lowest.parent)) and below.mountpoint == mount.mountpoint and below is not lowest:
-            lowest = below
-        above = _carrier(top, mount.mountpoint.rpartition("/")[0] or "/") if mount.mountpoint != "/" else None
-        if above is None or above.id == lowest.parent:
-            seen.append(mount)
-    return seen
-
-
-def carrying(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """Return the visible mount that carries a path: the one with the longest prefix of it."""
-    return _carrier({mount.mountpoint: mount for mount in mounts}, path)
-
-
-def _carrier(top: dict[str, Mount], path: str) -> Mount | None:
-    while path not in top:
-        if path in ("/", ""):
-            return None
-        path = path.rpartition("/")[0] or "/"
-    return top[path]
-
-
-def _reach(own: Iterable[Mount], rootfs: str) -> dict[str, list[str]]:
-    """Return by device at which of the host's paths we see it, shortest first."""
-    reach: dict[str, list[str]] = {}
-    for mount in own:
-        if mount.mountpoint == rootfs or mount.mountpoint.startswith(rootfs + "/"):
-            reach.setdefault(mount.device, []).append(mount.mountpoint[len(rootfs) :] or "/")
-    for paths in reach.values():
-        paths.sort(key=lambda path: (len(path), path))
-    return reach
-
-
-def _one_per_device(mounts: Iterable[Mount]) -> list[Mount]:
-    """Return one mount of each device: its whole tree rather than a part of it, then the shortest path."""
-    by_device: dict[str, list[Mount]] = {}
-    for mount in mounts:
-        by_device.setdefault(mount.device, []).append(mount)
+def _below(mounts: Iterable[Mount], rootfs: str) -> list[Mount]:
+    """Return those of our own mounts that lie below the host's root, with the host's paths."""
     return [
-        min(same, key=lambda each: (each.root != "/", len(each.mountpoint), each.mountpoint))
-        for same in by_device.values()
+        mount._replace(mountpoint=mount.mountpoint[len(rootfs) :] or "/")
+        for mount in mounts
+        if mount.mountpoint == rootfs or mount.mountpoint.startswith(rootfs + "/")
     ]
 
 
-def _targets(host: Host, mounts: Iterable[Mount], reach: dict[str, list[str]]) -> Iterator[Target]:
+def _by_device(mounts: Iterable[Mount]) -> dict[str, list[Mount]]:
+    by_device: dict[str, list[Mount]] = {}
     for mount in mounts:
-        paths = reach.get(mount.device)
-        if not paths:
+        by_device.setdefault(mount.device, []).append(mount)
+    return by_device
+
+
+def _one_per_device(mounts: Iterable[Mount]) -> list[Mount]:
+    """Return one mount of each device: `/` or else its whole tree rather than a part of it, then the shortest path."""
+    return [
+        min(same, key=lambda each: (each.mountpoint != "/", each.root != "/", len(each.mountpoint), each.mountpoint))
+        for same in _by_device(mounts).values()
+    ]
+
+
+def _targets(
+    host: Host, chosen: Iterable[Mount], mounts: Iterable[Mount], reached: Iterable[Mount]
+) -> Iterator[Target]:
+    """Yield what is to be measured of the chosen mounts, given all of the host and all that we reach."""
+    on_device, ours = _by_device(mounts), _by_device(reached)
+    told = set()
+    for mount in chosen:
+        if mount.device not in ours:
             host.skip(Unreachable(mount.mountpoint))
             continue
+        labels = label(mount.source), label(mount.mountpoint), label(mount.fstype)
+        if labels in told:  # somebody named two mounts so that they differ in no character that a label may hold
+            host.skip(Malformed(mount.mountpoint, "has the name of another mount"))
+            continue
+        told.add(labels)
+        our = min(ours[mount.device], key=lambda each: (each.mountpoint != mount.mountpoint, len(each.mountpoint)))
+        # what is mounted read-only at one place may be written at another, as on nodes with an image for their system
+        is_read_only = all("ro" in each.options for each in on_device[mount.device])
         yield Target(
-            (label(mount.source), label(mount.mountpoint), label(mount.fstype)),
-            mount.mountpoint if mount.mountpoint in paths else paths[0],
+            labels,
+            mount.device,
+            our.mountpoint,
             mount.fstype,
-            "ro" in mount.options or not mount.super_options.isdisjoint(("ro", "emergency_ro", "shutdown")),
+            is_read_only or mount.super_options[0] == "ro" or not _FORCED.isdisjoint(mount.super_options),
+            "ro" not in our.options,
             "shutdown" in mount.super_options,
             _ext4_errors(host, mount),
         )

@@ -8,6 +8,7 @@ optional fields; new ones may come.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -69,3 +70,48 @@ def unescape(field: str) -> str:
     if "\\" not in field:
         return field
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def visible(mounts: Sequence[Mount]) -> list[Mount]:
+    """Return the mounts that a path can lead to: not those that another hides, at their own point or above it.
+
+    Which of two mounts at one point hides the other is told by their parents. The order of lines does not tell: a
+    mount that was moved keeps its place.
+    """
+    by_id = {mount.id: mount for mount in mounts}
+    covered = {mount.parent for mount in mounts if _is_on_top_of(mount, by_id.get(mount.parent))}
+    top: dict[str, Mount] = {}
+    for mount in sorted(mounts, key=lambda each: len(each.mountpoint)):
+        if mount.id in covered:
+            continue
+        above = _carrier(top, mount.mountpoint.rpartition("/")[0] or "/") if mount.mountpoint != "/" else None
+        if above is None or above.id == _foot(mount, by_id).parent:
+            top[mount.mountpoint] = mount
+    return [mount for mount in mounts if top.get(mount.mountpoint) is mount]
+
+
+def _is_on_top_of(mount: Mount, parent: Mount | None) -> bool:
+    return parent is not None and parent is not mount and parent.mountpoint == mount.mountpoint
+
+
+def _foot(mount: Mount, by_id: Mapping[int, Mount]) -> Mount:
+    """Return the lowest of the mounts that are stacked at one point, given the uppermost."""
+    for _ in by_id:  # a table that changed while it was read might go in circles
+        parent = by_id.get(mount.parent)
+        if parent is None or not _is_on_top_of(mount, parent):
+            break
+        mount = parent
+    return mount
+
+
+def carrying(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """Return the visible mount that carries a path: the one with the longest prefix of it."""
+    return _carrier({mount.mountpoint: mount for mount in mounts}, path)
+
+
+def _carrier(top: dict[str, Mount], path: str) -> Mount | None:
+    while path not in top:
+        if path in ("/", ""):
+            return None
+        path = path.rpartition("/")[0] or "/"
+    return top[path]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.collector import Running, Start
 from agent.config import load
-from agent.errors import Stuck
+from agent.errors import Failed, Stuck
 from agent.exposition import Pages
 from agent.host import Host, Space
 from agent.latches import Latches
 from agent.probe import HelperProber
 from agent.runner import Runner
 from collectors import filesystem as collector
-from tests.real.conftest import Make, StuckFs, run
+from tests.real.conftest import Make, MakeStuck, StuckFs, run
 
 pytestmark = pytest.mark.root
 
@@ -31,9 +33,10 @@ pytestmark = pytest.mark.root
 class Node:
     """The collector at work on this node."""
 
-    def __init__(self, prober: HelperProber) -> None:
+    def __init__(self, prober: HelperProber, settings: collector.Settings | None = None) -> None:
         self.prober = prober
         (plan,) = load(None, [collector.COLLECTOR], {}).plans
+        plan = replace(plan, settings=settings or plan.settings)
         self._pages = Pages()
         self.runner = Runner(plan, Host(prober=prober), Latches(None), self._pages)
         self.running: Running = plan.collector.start(Start(self.runner.host, plan.settings))
@@ -73,7 +76,7 @@ def df(mount: Path) -> tuple[list[int], list[str]]:
 
 
 def check_against_df(node: Node, mount: Path, fstype: str) -> None:
-    for _ in range(5):  # until nobody wrote between the two readings
+    for _ in range(50):  # until nobody wrote between the two readings
         before, values, after = df(mount), node.of(mount), df(mount)
         if before == after:
             break
@@ -196,10 +199,33 @@ def test_a_remount_and_a_new_mount_show_in_the_next_round(
     assert node.of(late)["stuck"] == 0
 
 
+# -- what hangs --
+
+
 def footprint() -> tuple[int, int, int]:
     """Return the numbers of our threads, descriptors and child processes."""
     children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
     return threading.active_count(), len(os.listdir("/proc/self/fd")), len(children)
+
+
+def kinds(prober: HelperProber, *paths: Path | str) -> list[type]:
+    return [type(answer) for answer in prober.measure(Host().points([str(path) for path in paths]))]
+
+
+@pytest.fixture
+def make_prober(stack: contextlib.ExitStack) -> Callable[..., HelperProber]:
+    def make(deadline: float = 0.1, unkillable: int = 8) -> HelperProber:
+        prober = HelperProber(deadline, unkillable)
+
+        def close() -> None:  # the filesystems are gone by now, so that every helper ends
+            for process in prober._unkillable.values():
+                process.wait(30)
+            prober.close()
+
+        stack.callback(close)
+        return prober
+
+    return make
 
 
 def test_a_mount_that_hangs_costs_itself_only_and_comes_back(node: Node, filesystem: Make, stuckfs: StuckFs) -> None:
@@ -244,44 +270,173 @@ def test_a_helper_that_is_killed_is_replaced_and_costs_no_number(node: Node, fil
     assert node.of(mount)["stuck"] == 0
 
 
-def test_thousands_of_points_are_measured_in_order(node: Node, tmp_path: Path) -> None:
-    paths = ["/" + "./" * (number % 50) for number in range(5000)]
-    paths[1234] = str(tmp_path / "absent")
-    points = Host().points(paths)
-    answers = node.prober.measure(points)
-    assert [number for number, answer in enumerate(answers) if not isinstance(answer, Space)] == [1234]
+def test_several_that_hang_are_stuck_each_and_the_rest_is_fresh(
+    make_stuckfs: MakeStuck, make_prober: Callable[..., HelperProber]
+) -> None:
+    prober = make_prober()
+    sick = [make_stuckfs() for _ in range(5)]
+    paths: list[Path | str] = ["/", *(each.mount for each in sick), "/proc"]
+    for each in sick:
+        each.hang()
+    for _ in range(3):
+        assert kinds(prober, *paths) == [Space, *[Stuck] * 5, Space]
+    sick[4].wake()
+    for _ in range(5):  # those that hang are asked in turn
+        answers = kinds(prober, *paths)
+    assert answers == [Space, *[Stuck] * 4, Space, Space]
 
 
-def test_two_that_hang_are_both_stuck_and_the_rest_is_fresh(stuckfs: StuckFs, tmp_path: Path) -> None:
-    other = StuckFs(tmp_path / "other")
+def test_one_that_is_slow_is_not_stuck_because_another_hangs(
+    make_stuckfs: MakeStuck, make_prober: Callable[..., HelperProber]
+) -> None:
+    prober = make_prober(deadline=1.0)
+    hanging, slow = make_stuckfs(), make_stuckfs()
+    hanging.hang()
+    slow.hang()
+    waker = threading.Timer(1.5, slow.wake)  # after the first deadline, within the time that suspects share
+    waker.start()
+    assert kinds(prober, hanging.mount, slow.mount, "/") == [Stuck, Space, Space]
+    waker.join()
+
+
+def test_one_that_cannot_even_be_killed_is_left_alone_until_it_answers(
+    stuckfs: StuckFs, make_prober: Callable[..., HelperProber]
+) -> None:
+    prober = make_prober()
+    kinds(prober, "/")
+    stuckfs.keep()
+    assert kinds(prober, stuckfs.mount, "/") == [Stuck, Space]
+    before = footprint()
+    for _ in range(5):
+        assert kinds(prober, stuckfs.mount, "/") == [Stuck, Space]
+    assert footprint() == before, "it is not asked again, each time with one more helper that cannot end"
+    stuckfs.give()
+    (hung,) = prober._unkillable.values()
+    hung.wait(30)
+    assert kinds(prober, stuckfs.mount, "/") == [Space, Space]
+    assert footprint()[2] == before[2] - 1
+
+
+def test_helpers_that_cannot_be_killed_are_bounded_and_no_mount_is_called_stuck_for_that(
+    make_stuckfs: MakeStuck, make_prober: Callable[..., HelperProber]
+) -> None:
+    prober = make_prober(unkillable=2)
+    sick = [make_stuckfs() for _ in range(2)]
+    paths: list[Path | str] = [*(each.mount for each in sick), "/"]
+    for each in sick:
+        each.keep()
+    for _ in range(3):
+        assert kinds(prober, *paths) == [Stuck, Stuck, Failed]
+    sick[0].give()
+    prober._unkillable[b"v" + os.fsencode(sick[0].mount)].wait(30)
+    assert kinds(prober, *paths) == [Space, Stuck, Space]
+
+
+def test_a_helper_that_dies_twice_at_one_path_is_no_claim_that_it_hangs(
+    stuckfs: StuckFs, make_prober: Callable[..., HelperProber]
+) -> None:
+    prober = make_prober(deadline=3600)
+    kinds(prober, "/")
+    stuckfs.hang()
+    answers: list[type] = []
+    thread = threading.Thread(target=lambda: answers.extend(kinds(prober, stuckfs.mount, "/")), daemon=True)
+    thread.start()
+    killed: set[int] = set()
+    while len(killed) < 2 and thread.is_alive():
+        pid = prober.pid
+        if pid is not None and pid not in killed:
+            killed.add(pid)
+            os.kill(pid, 9)
+    thread.join(30)
+    assert answers == [Failed, Space]
+
+
+def test_a_root_on_a_mount_that_hangs_keeps_its_role_and_the_round_does_not_hang(stuckfs: StuckFs) -> None:
     prober = HelperProber(deadline=0.1)
-    points = Host().points([str(stuckfs.mount), "/", str(other.mount), "/proc"])
-    try:
-        stuckfs.hang()
-        other.hang()
-        for _ in range(3):
-            kinds = [type(answer) for answer in prober.measure(points)]
-            assert kinds == [Stuck, Space, Stuck, Space]
-        other.wake()
-        kinds = []
-        for _ in range(3):  # suspects are asked in turn
-            kinds = [type(answer) for answer in prober.measure(points)]
-        assert kinds == [Stuck, Space, Space, Space]
-    finally:
-        prober.close()
-        other.close()
+    node = Node(prober, collector.Settings(roots={"docker": (str(stuckfs.mount),)}))
+    role = {str(stuckfs.mount): 1}
+    assert node.read()["role"].items() >= role.items()
+    stuckfs.hang()
+    rounds: list[dict[str, dict[str, float]]] = []
+    thread = threading.Thread(target=lambda: rounds.append(node.read()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert [values["stuck"][str(stuckfs.mount)] for values in rounds] == [1]
+    assert rounds[0]["role"].items() >= role.items()
+    stuckfs.wake()
+    thread.join()
+    node.running.close()
+    prober.close()
+
+
+# -- other mount namespaces --
+
+
+def in_own_namespace(script: str) -> subprocess.CompletedProcess[str]:
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def test_a_mount_point_in_another_mount_namespace_is_unreachable_not_wrong(filesystem: Make) -> None:
     """The agent in a mount namespace of its own, in which a filesystem of the host is missing."""
     mount = filesystem("ext4")
-    script = f"umount {mount} && exec {sys.executable} -m agent once --collector.filesystem"
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = in_own_namespace(f"umount {mount}; exec {sys.executable} -m agent once --collector.filesystem")
     assert f'mountpoint="{mount}"' not in done.stdout
     assert 'ullage_collector_errors_total{collector="filesystem",reason="unreachable"} 1' in done.stdout
     assert json.dumps(str(mount)) in done.stderr or str(mount) in done.stderr
+
+
+def test_a_root_that_only_we_see_read_only_is_not_read_only(need: Callable[..., None], tmp_path: Path) -> None:
+    """As in a container with the host's root bound read-only, where statvfs says read-only."""
+    need("unshare")
+    host = tmp_path / "host"
+    host.mkdir()
+    assert os.statvfs("/").f_flag & os.ST_RDONLY == 0
+    bind = f"mount --bind / {host}; mount -o remount,bind,ro {host}; findmnt -no OPTIONS {host} >&2"
+    agent = f"exec {sys.executable} -m agent once --collector.filesystem --path.rootfs={host}"
+    done = in_own_namespace(f"{bind}; {agent}")
+    assert done.stderr.startswith("ro")
+    assert re.search(r'^ullage_filesystem_readonly\{.*mountpoint="/"\} 0$', done.stdout, re.MULTILINE)
+
+
+MOUNTS_AT_RANDOM = """
+import os, random, subprocess, sys
+from collectors.readers.mountinfo import parse, visible
+random.seed(int(sys.argv[2]))
+root = sys.argv[1]
+points = [root + path for path in ("/a", "/a/b", "/a/b/c", "/d", "/d/e")]
+def make():
+    for path in points:
+        os.makedirs(path, exist_ok=True)
+make()
+for number in range(40):
+    source, target = random.sample(points, 2)
+    kind = random.choice((["-t", "tmpfs", f"t{number}"], ["--bind", source], ["--move", source]))
+    subprocess.run(["mount", "-n", *kind, target], stderr=subprocess.DEVNULL)
+    make()
+mounts, malformed = parse(open("/proc/self/mountinfo", "rb").read())
+assert not malformed
+mounts = [mount for mount in mounts if mount.mountpoint in points]
+seen = {mount.id for mount in visible(parse(open("/proc/self/mountinfo", "rb").read())[0])}
+def id_of(path):
+    descriptor = os.open(path, os.O_PATH)
+    fields = dict(line.split(":", 1) for line in open(f"/proc/self/fdinfo/{descriptor}") if ":" in line)
+    os.close(descriptor)
+    return int(fields["mnt_id"])
+for mount in mounts:
+    assert (mount.id in seen) == (id_of(mount.mountpoint) == mount.id), mount
+print(len(mounts), len([mount for mount in mounts if mount.id in seen]))
+"""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_kernel_agrees_which_mounts_can_be_seen(need: Callable[..., None], tmp_path: Path, seed: int) -> None:
+    """Tmpfs, binds and moves at random, and which mount a path then leads to."""
+    need("unshare")
+    script = tmp_path / "mounts.py"
+    script.write_text(MOUNTS_AT_RANDOM)
+    root = tmp_path / "root"
+    root.mkdir()
+    done = in_own_namespace(f"PYTHONPATH=. exec {sys.executable} {script} {root} {seed}")
+    mounted, seen = map(int, done.stdout.split())
+    assert mounted > seen > 0, "some are hidden"

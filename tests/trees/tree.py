@@ -1,6 +1,6 @@
 """A directory tree as a host: where its /proc, /sys and root are, and what its mounts answer.
 
-`@ROOT@` in a tree's proc/self/mountinfo stands for where the tree lies, as a container has the host below /host.
+`@ROOT@` in a tree's proc/*/mountinfo stands for where the tree lies, as a container has the host below /host.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ def host_of(tree: Path, workplace: Path) -> Host:
     copy = workplace / tree.name
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(tree, copy, symlinks=True)
-    ours = copy / "proc" / "self" / "mountinfo"
-    if ours.exists():
-        ours.write_bytes(ours.read_bytes().replace(b"@ROOT@", os.fsencode(copy)))
+    for table in copy.glob("proc/*/mountinfo"):
+        table.write_bytes(table.read_bytes().replace(b"@ROOT@", os.fsencode(copy)))
     return Host(f"{copy}/proc", f"{copy}/sys", str(copy), f"{copy}/dev", TreeProber(copy))
 
 
