@@ -123,16 +123,19 @@ class Host:
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes, 64 MiB at most."""
+        parts: list[bytes] = []
+        left = READ_LIMIT
         try:
-            with open(self.real(path), "rb", buffering=0) as file:
-                parts = []
-                left = READ_LIMIT
-                while left > 0 and (part := file.read(min(left, 1 << 16))):
+            descriptor = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while left > 0 and (part := os.read(descriptor, min(left, 1 << 16))):
                     parts.append(part)
                     left -= len(part)
-                return b"".join(parts)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise from_os(path, error) from error
+        return b"".join(parts)
 
     def open(self, path: str) -> int:
         """Return a descriptor of a file, for reading; the caller closes it."""

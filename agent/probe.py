@@ -29,7 +29,7 @@ START_WITHIN = 10.0  # seconds until a helper is ready; the node may be very bus
 REAP_WITHIN = 0.25  # seconds from SIGKILL to the end of a helper that can be killed
 UNKILLABLE = 8  # helpers that may hang beyond SIGKILL before nothing is asked any more
 SHORT = 20  # the least that a path has when many hang: this part of the deadline
-FORGET_AFTER = 600.0  # seconds without being asked
+FORGET_AFTER = 600.0  # seconds that a path which hung is asked last, if nobody asks for it
 _CHILD = str(Path(__file__).with_name("probe_child.py"))
 
 Answer = Space | HostError
@@ -123,9 +123,10 @@ class HelperProber:
     and share one deadline, in turn, so that all others are fresh whatever these do.
     """
 
-    def __init__(self, deadline: float = 2.0, unkillable: int = UNKILLABLE) -> None:
+    def __init__(self, deadline: float = 2.0, unkillable: int = UNKILLABLE, forget_after: float = FORGET_AFTER) -> None:
         self._deadline = deadline
         self._most_unkillable = unkillable
+        self._forget_after = forget_after
         self._lock = threading.Lock()
         self._is_closed = False
         self._began = 0.0  # of this round, on the monotonic clock
@@ -180,7 +181,7 @@ class HelperProber:
         if self._unkillable:
             self._unkillable = {each: process for each, process in self._unkillable.items() if process.poll() is None}
         if self._stuck:
-            oldest = self._began - FORGET_AFTER
+            oldest = self._began - self._forget_after
             self._stuck = {
                 each: asked for each, asked in self._stuck.items() if asked > oldest or each in self._unkillable
             }

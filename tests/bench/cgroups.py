@@ -57,7 +57,7 @@ def cgroups(root: Path, count: int) -> Iterator[list[Path]]:
 @contextlib.contextmanager
 def busy(paths: list[Path]) -> Iterator[None]:
     """Have a process in each of these cgroups that makes and drops page cache, so that their numbers move."""
-    work = "head -c 1000000 /dev/zero > /dev/shm/$$; rm /dev/shm/$$; sleep 0.1"
+    work = "head -c 1000000 /dev/zero > /dev/shm/$$; rm -f /dev/shm/$$; sleep 0.1"
     script = f'echo $$ > "$0"/cgroup.procs; while :; do {work}; done'
     processes = [subprocess.Popen(["sh", "-c", script, str(path)]) for path in paths]
     try:

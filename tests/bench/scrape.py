@@ -11,7 +11,7 @@ from agent.exposition import Form, Pages, Renderer, make_page
 from tests.bench.measure import Result, cpu_of, free_port, process, rounds, spent, wait_for
 from tests.bench.rendering import families
 
-SCRAPES = 150
+SCRAPES = 500
 
 
 class Served:

@@ -214,8 +214,8 @@ def kinds(prober: HelperProber, *paths: Path | str) -> list[type]:
 
 @pytest.fixture
 def make_prober(stack: contextlib.ExitStack) -> Callable[..., HelperProber]:
-    def make(deadline: float = 0.1, unkillable: int = 8) -> HelperProber:
-        prober = HelperProber(deadline, unkillable)
+    def make(deadline: float = 0.1, unkillable: int = 8, forget_after: float = 600) -> HelperProber:
+        prober = HelperProber(deadline, unkillable, forget_after)
 
         def close() -> None:  # the filesystems are gone by now, so that every helper ends
             for process in prober._unkillable.values():
@@ -299,10 +299,11 @@ def test_one_that_is_slow_is_not_stuck_because_another_hangs(
     waker.join()
 
 
+@pytest.mark.parametrize("forget_after", [600, 0])
 def test_one_that_cannot_even_be_killed_is_left_alone_until_it_answers(
-    stuckfs: StuckFs, make_prober: Callable[..., HelperProber]
+    stuckfs: StuckFs, make_prober: Callable[..., HelperProber], forget_after: float
 ) -> None:
-    prober = make_prober()
+    prober = make_prober(forget_after=forget_after)
     kinds(prober, "/")
     stuckfs.keep()
     assert kinds(prober, stuckfs.mount, "/") == [Stuck, Space]

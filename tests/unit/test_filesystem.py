@@ -318,8 +318,9 @@ def test_label_sets_stay_the_same_objects_while_nothing_changes(make_node: MakeN
     first, second = node.families(), node.families()
     assert all(first[name].labelsets is second[name].labelsets for name in first)
     node.prober.answers["/x"] = "stuck"
-    third = node.families()
+    third, fourth = node.families(), node.families()
     assert len(third["size_bytes"].labelsets) == len(first["size_bytes"].labelsets) - 1
+    assert all(third[name].labelsets is fourth[name].labelsets for name in third)
 
 
 # -- settings --
