@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -106,7 +107,7 @@ class Daemon:
         self._started_at = time.time()
         self._node = os.uname().nodename
         self._reloading = threading.Lock()
-        self._wake = threading.Event()
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._is_stopping = False
         self._is_reload_wanted = False
         self._config = options.load(collectors)
@@ -124,9 +125,11 @@ class Daemon:
         if self._options.state is None:
             self._log.warning("watermark levels are not kept over restarts", reason="no state directory")
         self._log.info("serving", url=self._server.url, version=__version__, config=self._options.config_file or "none")
+        poller = select.poll()
+        poller.register(self._wake_reader, select.POLLIN)
         while not self._is_stopping:
-            self._wake.wait()
-            self._wake.clear()
+            poller.poll()
+            os.read(self._wake_reader, 4096)
             if self._is_reload_wanted:
                 self._is_reload_wanted = False
                 with contextlib.suppress(ConfigError):  # logged and counted by reload
@@ -140,7 +143,9 @@ class Daemon:
             self._is_reload_wanted = True
         else:
             self._is_stopping = True
-        self._wake.set()
+        # a pipe, as no lock may be taken here: the main thread may hold the very same one
+        with contextlib.suppress(BlockingIOError):  # full: it will wake up
+            os.write(self._wake_writer, b".")
 
     def _keep_page(self) -> None:
         """Keep the agent's own page current: after every run, and while nothing runs."""

@@ -215,6 +215,14 @@ def test_a_stop_is_clean_and_leaves_no_process(tmp_path: Path) -> None:
             assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
+def test_a_storm_of_signals_does_not_hang_it(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        for _ in range(3000):
+            agent.process.send_signal(signal.SIGHUP)
+        agent.process.send_signal(signal.SIGTERM)
+        assert agent.process.wait(WAIT) == 0
+
+
 def test_a_kill_leaves_no_process_either(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
         agent.wait_until_ready()
