@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ from agent.errors import Denied, HostError, Malformed, Vanished
 from agent.host import Host
 from agent.metric import LabelSet, label
 
-S = TypeVar("S", bound=msgspec.Struct)
+Source = tuple[str, tuple[int, int, int]]  # a file and its signature
 Runtime = Literal["docker", "containerd", "cri-o", "podman", ""]
 LABELS = ("namespace", "pod", "container", "id")
 SHORT_ID = 12
@@ -161,7 +161,7 @@ class _Known:
     """A cache entry; `source` is the file that a name is from, with its signature."""
 
     container: Container
-    source: tuple[str, tuple[int, int, int]] | None
+    source: Source | None
     check_at: float
     pause: float = CHECK_EVERY
 
@@ -233,7 +233,7 @@ class Containers:
             self._pods[place.pod_uid] = found.namespace, found.pod
         return found
 
-    def _find(self, place: Place) -> tuple[Container, tuple[str, tuple[int, int, int]] | None]:
+    def _find(self, place: Place) -> tuple[Container, Source | None]:
         unknown = Container("", "", "", place.id, place.runtime, place.pod_uid, place.qos)
         for find in (self._from_containerd, self._from_crio, self._from_docker, self._from_podman):
             with self._host.skipping():
@@ -246,7 +246,7 @@ class Containers:
             return replace(unknown, container=label(name), runtime="docker"), None
         return found_in_logs, None
 
-    def _from_containerd(self, unknown: Container) -> tuple[Container, tuple[str, tuple[int, int, int]] | None] | None:
+    def _from_containerd(self, unknown: Container) -> tuple[Container, Source | None] | None:
         for state in self._runtimes.containerd_states:
             path = f"{state}/io.containerd.runtime.v2.task/k8s.io/{unknown.id}/config.json"
             spec = self._read(path, _Spec)
@@ -263,7 +263,7 @@ class Containers:
             return (replace(found, runtime="containerd"), None) if found.is_named else None
         return None
 
-    def _from_crio(self, unknown: Container) -> tuple[Container, tuple[str, tuple[int, int, int]] | None] | None:
+    def _from_crio(self, unknown: Container) -> tuple[Container, Source | None] | None:
         for root in self._runtimes.containers_storage_roots:
             spec = self._read(f"{root}/overlay-containers/{unknown.id}/userdata/config.json", _Spec)
             if spec is None:
@@ -280,7 +280,7 @@ class Containers:
                 return replace(found, runtime="cri-o"), None
         return None
 
-    def _from_docker(self, unknown: Container) -> tuple[Container, tuple[str, tuple[int, int, int]] | None] | None:
+    def _from_docker(self, unknown: Container) -> tuple[Container, Source | None] | None:
         for root in self._runtimes.docker_roots:
             path = f"{root}/containers/{unknown.id}/config.v2.json"
             signature = self._signature(path)
@@ -301,7 +301,7 @@ class Containers:
             return replace(found, runtime="docker"), (path, signature)
         return None
 
-    def _from_podman(self, unknown: Container) -> tuple[Container, tuple[str, tuple[int, int, int]] | None] | None:
+    def _from_podman(self, unknown: Container) -> tuple[Container, Source | None] | None:
         if unknown.runtime not in ("podman", ""):
             return None
         for root in self._runtimes.containers_storage_roots:
