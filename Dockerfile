@@ -3,8 +3,8 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 WORKDIR /src
 COPY requirements.lock requirements-build.lock ./
-RUN python3 -m venv /opt/ullage && /opt/ullage/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
-    && python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements-build.lock
+RUN python3 -m venv /opt/ullage && /opt/ullage/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock \
+    && python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY agent agent
 COPY collectors collectors

@@ -65,11 +65,11 @@ $(VENV)/bin/python:
 	tests/make-venv.sh $(PYTHON) $(VENV)
 
 $(VENV)/runtime: requirements.lock requirements-build.lock pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	$(PIP) install --no-deps --require-hashes -r requirements.lock -r requirements-build.lock
 	$(PIP) install --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	$(PIP) install --no-deps --no-build-isolation -e .
 	touch $@ $(VENV)/runtime
