@@ -24,6 +24,7 @@ from agent.config import Config, load
 from agent.errors import ConfigError, StartError
 from agent.exposition import Form, Pages
 from agent.host import Host
+from agent.ioctl import HelperIoctls
 from agent.latches import Latches
 from agent.probe import HelperProber
 from agent.runner import Level
@@ -68,9 +69,10 @@ class Engine:
         self.pages = Pages()
         self.reload = Reload(succeeded_at=time.time())
         self.prober = HelperProber()
+        self.ioctls = HelperIoctls()
         self.latches = Latches(options.state / "watermarks.json" if options.state else None)
         self.latches.load()
-        host = Host(options.procfs, options.sysfs, options.rootfs, options.dev, self.prober)
+        host = Host(options.procfs, options.sysfs, options.rootfs, options.dev, self.prober, ioctls=self.ioctls)
         self.scheduler = Scheduler(host, self.latches, self.pages, node, options.state)
         self._self_page = SelfPage(self.pages, self.reload, has_process=has_process)
         self._publishing = threading.Lock()
@@ -87,13 +89,14 @@ class Engine:
             self._self_page.publish(self.scheduler.workers)
 
     def stop(self, *, saves: bool = True) -> None:
-        """End all collectors, save the latches, end the helper process."""
+        """End all collectors, save the latches, end the helper processes."""
         self.scheduler.stop(STOP_WITHIN)
         if saves:
             saver = threading.Thread(target=self.latches.save, daemon=True)
             saver.start()
             saver.join(SAVE_WITHIN)
         self.prober.close()
+        self.ioctls.close()
 
 
 class Daemon:

@@ -59,29 +59,44 @@ class Prober(Protocol):
         ...
 
 
+class Ioctls(Protocol):
+    """Whatever issues ioctls that may hang, see `agent.ioctl`."""
+
+    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
+        """Return the buffer as the kernel left it; raises a HostError named after `subject`. Never blocks for long."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every process and descriptor."""
+        ...
+
+
 class Host:
     """The door. Every failure is a HostError with the host's path; `errors` counts those that were skipped."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  four places and the two doors to what may hang
         self,
         procfs: str = "/proc",
         sysfs: str = "/sys",
         rootfs: str = "/",
         dev: str = "/dev",
         prober: Prober | None = None,
+        *,
+        ioctls: Ioctls | None = None,
     ) -> None:
         self.procfs = procfs.rstrip("/") or "/"
         self.sysfs = sysfs.rstrip("/") or "/"
         self.rootfs = rootfs.rstrip("/")
         self.dev = dev.rstrip("/") or "/"
         self.prober = prober
+        self.ioctls = ioctls
         self.errors: Counter[str] = Counter()
         self.first_errors: list[HostError] = []
         self._told: set[tuple[str, str]] = set()
 
     def session(self) -> Host:
         """Return the same door with counts of its own, for one collector."""
-        return Host(self.procfs, self.sysfs, self.rootfs, self.dev, self.prober)
+        return Host(self.procfs, self.sysfs, self.rootfs, self.dev, self.prober, ioctls=self.ioctls)
 
     def real(self, path: str) -> str:
         """Return where the host's `path` lies for us. Symbolic links are the caller's matter, see `resolve`."""
@@ -192,6 +207,15 @@ class Host:
         if self.prober is None:
             return [Failed(path, "no prober") for path in points.paths]
         return self.prober.measure(points)
+
+    def ioctl(self, path: str, number: int, buffer: bytes, subject: str = "") -> bytes:
+        """Issue an ioctl on the host's `path`; return the buffer as the kernel left it. Never hangs.
+
+        `subject` is what may hang, by its own name: only that is Stuck then. It is the path if none is given.
+        """
+        if self.ioctls is None:
+            raise Failed(subject or path, "no ioctls")
+        return self.ioctls.ask(self.real(path), number, buffer, subject or path)
 
     def skip(self, error: HostError) -> None:
         """Count one target's refusal by its reason; a target is remembered in `first_errors` only the first time."""
