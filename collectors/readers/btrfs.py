@@ -1,0 +1,123 @@
+"""What btrfs shows in sysfs and answers to its searches.
+
+Sources: fs/btrfs/sysfs.c; include/uapi/linux/btrfs.h and btrfs_tree.h (btrfs_ioctl_search_args_v2, btrfs_root_ref).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+TREE_SEARCH_V2 = 0xC0709411
+INO_LOOKUP = 0xD0009412
+TOP_LEVEL = 5  # the id of the subvolume that is the filesystem's root
+FIRST_SUBVOLUME = 256
+LIMIT_REFERENCED, LIMIT_EXCLUSIVE = 1, 2  # of limit_flags: BTRFS_QGROUP_LIMIT_MAX_RFER, _MAX_EXCL
+
+_ROOT_TREE, _ROOT_BACKREF = 1, 144
+_LAST = 2**64 - 1
+_KEY = struct.Struct("=7Q4I4Q")
+_SIZE = struct.Struct("=Q")
+_HEADER = struct.Struct("=QQQII")
+_REF = struct.Struct("<QQH")
+_LOOKUP = struct.Struct("=QQ")
+_COUNT_AT, _ITEMS_AT = 64, 112
+_MOST = 4096  # items of one search
+_ANSWER = 65536  # bytes of one search's answer
+_LOOKUP_SIZE = 4096
+
+
+class Link(NamedTuple):
+    """Where a subvolume hangs: its name, in the directory (an inode number) of the subvolume `parent`."""
+
+    subvolume: int
+    parent: int
+    directory: int
+    name: bytes
+
+
+def parse_table(text: bytes) -> dict[str, int]:
+    """Return lines of `name number` (commit_stats, error_stats); lines of another shape are passed."""
+    found = {}
+    for line in text.splitlines():
+        name, _, number = line.partition(b" ")
+        if number.isdigit() and name.isascii():
+            found[name.decode()] = int(number)
+    return found
+
+
+def parse_qgroup(name: str) -> str | None:
+    """Return `0/256` for the directory `0_256`; None if it is no qgroup."""
+    level, slash, number = name.partition("_")
+    is_one = slash and level.isascii() and level.isdigit() and number.isascii() and number.isdigit()
+    return f"{level}/{number}" if is_one else None
+
+
+def links_request(first: int = FIRST_SUBVOLUME) -> bytes:
+    """Return a search for the back references of all subvolumes from the id `first` on."""
+    key = _KEY.pack(_ROOT_TREE, first, _LAST - 255, 0, _LAST, 0, _LAST, _ROOT_BACKREF, _ROOT_BACKREF, _MOST, *[0] * 5)
+    return key + _SIZE.pack(_ANSWER) + bytes(_ANSWER)
+
+
+def parse_links(answer: bytes) -> tuple[list[Link], int | None]:
+    """Return the links of one answer, and the id to go on from; None when there are no more. A cut answer ends early.
+
+    An item is header (transaction, object, offset, type, length), then directory, sequence, length of the name, name.
+    """
+    links: list[Link] = []
+    if len(answer) < _ITEMS_AT:
+        return links, None
+    (count,) = struct.unpack_from("=I", answer, _COUNT_AT)
+    place, last = _ITEMS_AT, None
+    for _ in range(count):
+        if place + _HEADER.size > len(answer):
+            break
+        _, subvolume, parent, kind, length = _HEADER.unpack_from(answer, place)
+        place += _HEADER.size
+        item = answer[place : place + length]
+        place += length
+        last = subvolume
+        if kind != _ROOT_BACKREF or len(item) < _REF.size:
+            continue
+        directory, _, size = _REF.unpack_from(item)
+        name = item[_REF.size : _REF.size + size]
+        if name and len(name) == size:
+            links.append(Link(subvolume, parent, directory, name))
+    return links, last + 1 if last is not None and last < _LAST - 256 else None
+
+
+def directory_request(tree: int, directory: int) -> bytes:
+    """Return a question for the path of a directory inside the subvolume `tree`."""
+    return _LOOKUP.pack(tree, directory).ljust(_LOOKUP_SIZE, b"\0")
+
+
+def parse_directory(answer: bytes) -> bytes:
+    """Return the path that was asked for, such as `a/b/`, empty for the subvolume's root."""
+    return answer[_LOOKUP.size :].partition(b"\0")[0]
+
+
+def subvolume_paths(links: Iterable[Link], directories: Mapping[tuple[int, int], bytes]) -> dict[int, bytes]:
+    """Return each subvolume's path from the top level; without those whose way is unknown or goes in a circle.
+
+    `directories` has the paths inside their subvolume of those (parent, directory) that are not its root.
+    """
+    by_id = {link.subvolume: link for link in links}
+    paths: dict[int, bytes] = {TOP_LEVEL: b""}
+    for subvolume in by_id:
+        way: list[Link] = []
+        seen = set()
+        at = subvolume
+        while at not in paths and at in by_id and at not in seen:
+            seen.add(at)
+            way.append(by_id[at])
+            at = by_id[at].parent
+        if at not in paths:
+            continue
+        for link in reversed(way):
+            inside = b"" if link.directory == FIRST_SUBVOLUME else directories.get((link.parent, link.directory))
+            if inside is None:
+                break
+            base = paths[link.parent]
+            paths[link.subvolume] = (base + b"/" if base else b"") + inside + link.name
+    return paths
