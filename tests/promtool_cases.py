@@ -14,7 +14,7 @@ import yaml
 from agent.metric import Metric
 from agent.rules import KEEP_FIRING_FOR, alert_name
 from agent.watermark import Tier, Watermark
-from collectors import filesystem, pagecache
+from collectors import filesystem, pagecache, qgroup
 
 STALE = -1.0
 UNITS = 10_000_000_000_000  # the size of a target: large enough that no reserve matters
@@ -44,12 +44,29 @@ def cache_values(ratio: float) -> Mapping[Metric, float]:
     return {pagecache.FILL.metrics[0]: round(UNITS * ratio), pagecache.FILL.metrics[1]: UNITS}
 
 
-VALUES: dict[str, Values] = {"inodes": inode_values, "filesystem_bytes": byte_values, "page_cache": cache_values}
+def referenced_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a qgroup whose referenced bytes fill their limit to a ratio."""
+    return {qgroup.REFERENCED: round(UNITS * ratio), qgroup.REFERENCED_LIMIT: UNITS}
+
+
+def exclusive_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a qgroup whose exclusive bytes fill their limit to a ratio."""
+    return {qgroup.EXCLUSIVE: round(UNITS * ratio), qgroup.EXCLUSIVE_LIMIT: UNITS}
+
+
+VALUES: dict[str, Values] = {
+    "inodes": inode_values,
+    "filesystem_bytes": byte_values,
+    "page_cache": cache_values,
+    "qgroup_referenced": referenced_values,
+    "qgroup_exclusive": exclusive_values,
+}
 
 
 def labels_of(watermark: Watermark, target: str) -> dict[str, str]:
     """Return the labels of a test's target, which is the value of the last of its watermark's target labels."""
     fixed = {"device": "/dev/sdb", "fstype": "ext4", "namespace": "shop", "pod": "web-1", "container": "main"}
+    fixed |= {"uuid": "5baa8140-b4ea-4744-b119-4c12e1b9efc2", "path": "/data", "id": "0123456789ab"}
     return {name: target if name == watermark.target[-1] else fixed[name] for name in watermark.labels}
 
 

@@ -9,10 +9,12 @@ import errno
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
-from agent.errors import HostError, Stuck, Vanished, from_os
+from agent.errors import Failed, HostError, Stuck, Vanished, from_os
 from agent.host import Host, Points, Space
+from collectors.readers.btrfs import TREE_SEARCH_V2
 
 
 def host_of(tree: Path, workplace: Path) -> Host:
@@ -22,7 +24,8 @@ def host_of(tree: Path, workplace: Path) -> Host:
     shutil.copytree(tree, copy, symlinks=True)
     for table in copy.glob("proc/*/mountinfo"):
         table.write_bytes(table.read_bytes().replace(b"@ROOT@", os.fsencode(copy)))
-    return Host(f"{copy}/proc", f"{copy}/sys", str(copy), f"{copy}/dev", TreeProber(copy))
+    prober, ioctls = TreeProber(copy), TreeIoctls(copy)
+    return Host(f"{copy}/proc", f"{copy}/sys", str(copy), f"{copy}/dev", prober, ioctls=ioctls)
 
 
 class TreeProber:
@@ -55,6 +58,31 @@ class TreeProber:
             number = getattr(errno, answer)
             return from_os(path, OSError(number, os.strerror(number)))
         return Space(refused, *answer)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class TreeIoctls:
+    """Answers a search for subvolumes from `subvolumes.json`: a list of id, parent, directory, name."""
+
+    def __init__(self, tree: Path) -> None:
+        path = tree / "subvolumes.json"
+        self._links = json.loads(path.read_text()) if path.exists() else None
+
+    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
+        """Return the answer of the file; `buffer` and `number` say that it is the first search."""
+        if self._links is None or number != TREE_SEARCH_V2:
+            raise Failed(subject, f"no answer in the tree for {number:#x} on {path}")
+        (first,) = struct.unpack_from("=Q", buffer, 8)
+        links = [link for link in self._links if link[0] >= first]
+        items = b"".join(
+            struct.pack("=QQQII", 9, subvolume, parent, 144, 18 + len(name))
+            + struct.pack("<QQH", directory, 2, len(name))
+            + name.encode()
+            for subvolume, parent, directory, name in links
+        )
+        return bytes(64) + struct.pack("=I", len(links)) + bytes(44) + items
 
     def close(self) -> None:
         """Nothing is open."""
