@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,6 +44,10 @@ _BARE = re.compile(_ID)
 _HELPER = re.compile(r"(crio|libpod)-conmon-[0-9a-f]{64}(\.scope)?")
 _POD = re.compile(
     r"(?:.*-)?pod(?P<uid>[0-9a-fA-F]{8}(?:[-_][0-9a-fA-F]{4}){3}[-_][0-9a-fA-F]{12}|[0-9a-f]{32})(?:\.slice)?"
+)
+_TASK_ROOTFS = re.compile(
+    r"/io\.containerd\.runtime\.v2\.task/(?P<namespace>[^/]+)/(?P<id>[^/]+)/rootfs$"
+    r"|/rootfs/[a-z0-9.-]+/(?P<docker>[0-9a-f]{64})$"  # Docker with containerd's image store
 )
 _LOG_LINK = re.compile(r"(?P<pod>[^_/]+)_(?P<namespace>[^_/]+)_(?P<container>.+)-(?P<id>[0-9a-f]{64})\.log", re.DOTALL)
 _LOG_DIRECTORY = re.compile(r"(?P<namespace>[^_/]+)_(?P<pod>[^_/]+)_(?P<uid>[^_/]+)", re.DOTALL)
@@ -202,6 +206,36 @@ class Containers:
         """Return a container by its whole id, None if nobody knows it."""
         found = self._lookup(Place(full_id, "", "", ""))
         return found if found.is_named else None
+
+    def lookup_rootfs(self, mountpoint: str) -> Container | None:
+        """Return the container whose root filesystem containerd, or Docker on containerd's store, mounts there.
+
+        `/run/containerd/io.containerd.runtime.v2.task/<namespace>/<id>/rootfs`, `<data-root>/rootfs/<snapshotter>/<id>`.
+        """
+        match = _TASK_ROOTFS.search(mountpoint)
+        if match is None:
+            return None
+        if match["namespace"] in (None, "k8s.io", "moby"):
+            return self.lookup_id(match["docker"] or match["id"])
+        return Container("", "", label(match["id"]), label(match["id"]), "containerd")
+
+    def docker_layers(self, driver: str) -> dict[str, str]:
+        """Return the containers' whole ids by the names of their writable layers, of one of Docker's storage drivers.
+
+        Source: <data-root>/image/<driver>/layerdb/mounts/<container>/mount-id.
+        """
+        layers = {}
+        for root in self._runtimes.docker_roots:
+            base = f"{self._host.resolve(root)}/image/{driver}/layerdb/mounts"
+            for container in self._names(base):
+                with self._host.skipping():
+                    text = self._host.read(f"{base}/{container}/mount-id")
+                    layers[text.decode("ascii", "replace").strip()] = container
+        return layers
+
+    def retain_ids(self, ids: Collection[str]) -> None:
+        """Forget the names of all but these whole ids; for those who look up by id."""
+        self._known = {known_id: known for known_id, known in self._known.items() if known_id in ids}
 
     def retain(self, paths: Iterable[str]) -> None:
         """Forget everything but what these cgroups need."""

@@ -214,3 +214,37 @@ def test_an_id_is_looked_up_without_a_path(node: Node) -> None:
     found = node.containers.lookup_id(C)
     assert found is not None
     assert found.container == "web"
+
+
+def test_containers_are_known_by_where_their_root_is_mounted(node: Node) -> None:
+    node.task(C)
+    node.docker(D, "/web")
+    tasks = "/run/containerd/io.containerd.runtime.v2.task"
+
+    def labels(mountpoint: str) -> tuple[str, ...] | None:
+        found = node.containers.lookup_rootfs(mountpoint)
+        return None if found is None else found.labels
+
+    assert labels(f"{tasks}/k8s.io/{C}/rootfs") == ("shop", "web-1", "main", C[:12])
+    assert labels(f"{tasks}/default/redis/rootfs") == ("", "", "redis", "redis")
+    assert labels(f"/var/lib/docker/rootfs/overlayfs/{D}") == ("", "", "web", D[:12])
+    assert labels(f"{tasks}/k8s.io/{C}/rootfs/proc") is None
+    assert labels(f"{tasks}/k8s.io/nobody/rootfs") is None
+
+
+def test_containers_are_known_by_the_layers_that_docker_gave_them(node: Node) -> None:
+    assert node.containers.docker_layers("btrfs") == {}
+    node.write(f"var/lib/docker/image/btrfs/layerdb/mounts/{C}/mount-id", D)
+    (node.root / "var/lib/docker/image/btrfs/layerdb/mounts/broken").mkdir()
+    assert node.containers.docker_layers("btrfs") == {D: C}
+    assert node.containers.docker_layers("devicemapper") == {}
+    assert node.host.errors == {"vanished": 1}
+
+
+def test_names_that_are_looked_up_by_id_are_forgotten_with_it(node: Node) -> None:
+    node.docker(C, "/web")
+    node.docker(D, "/shop")
+    assert node.containers.lookup_id(C)
+    assert node.containers.lookup_id(D)
+    node.containers.retain_ids({D})
+    assert set(node.containers._known) == {D}
