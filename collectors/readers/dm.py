@@ -174,7 +174,7 @@ def recommended_metadata_bytes(data_blocks: int, thins: int) -> int:
 
 
 def split_lvm_name(name: str) -> tuple[str, str, str] | None:
-    """Return volume group, logical volume and layer (such as `tpool`) of a name that LVM gave; `-` is doubled in them."""
+    """Return volume group, logical volume and layer (such as `tpool`) of a name that LVM gave, with `-` doubled."""
     parts = [part.replace("--", "-") for part in re.split(r"(?<!-)-(?=(?:--)*[^-])", name)]
     match parts:
         case [group, volume]:
