@@ -210,7 +210,7 @@ class Containers:
     def lookup_rootfs(self, mountpoint: str) -> Container | None:
         """Return the container whose root filesystem containerd, or Docker on containerd's store, mounts there.
 
-        `/run/containerd/io.containerd.runtime.v2.task/<namespace>/<id>/rootfs`, `<data-root>/rootfs/<snapshotter>/<id>`.
+        At `<state>/io.containerd.runtime.v2.task/<namespace>/<id>/rootfs`, or `<data-root>/rootfs/<snapshotter>/<id>`.
         """
         match = _TASK_ROOTFS.search(mountpoint)
         if match is None:
