@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -171,7 +171,10 @@ class _Known:
 
 
 class Containers:
-    """Looks up containers by their cgroup. For one thread; its caches live while `retain` is told of the cgroup."""
+    """Looks up containers by their cgroup, id or root. For one thread.
+
+    A cache entry lives while `retain` is told of its cgroup, or while it is looked up by id, see `forget_unasked`.
+    """
 
     def __init__(self, host: Host, runtimes: Runtimes, clock: Callable[[], float] = time.monotonic) -> None:
         self._host = host
@@ -179,6 +182,7 @@ class Containers:
         self._clock = clock
         self._places: dict[str, Place | None] = {}
         self._known: dict[str, _Known] = {}
+        self._asked: set[str] = set()
         self._pods: dict[str, tuple[str, str]] = {}  # uid: namespace, pod
         self._logs: dict[str, Container] = {}
         self._logs_at = float("-inf")
@@ -204,6 +208,7 @@ class Containers:
 
     def lookup_id(self, full_id: str) -> Container | None:
         """Return a container by its whole id, None if nobody knows it."""
+        self._asked.add(full_id)
         found = self._lookup(Place(full_id, "", "", ""))
         return found if found.is_named else None
 
@@ -233,9 +238,10 @@ class Containers:
                     layers[text.decode("ascii", "replace").strip()] = container
         return layers
 
-    def retain_ids(self, ids: Collection[str]) -> None:
-        """Forget the names of all but these whole ids; for those who look up by id."""
-        self._known = {known_id: known for known_id, known in self._known.items() if known_id in ids}
+    def forget_unasked(self) -> None:
+        """Forget every container that was not looked up by id, or by its root, since the last call of this."""
+        self._known = {known_id: known for known_id, known in self._known.items() if known_id in self._asked}
+        self._asked = set()
 
     def retain(self, paths: Iterable[str]) -> None:
         """Forget everything but what these cgroups need."""
