@@ -49,7 +49,8 @@ class Collector:
     """A declaration. `interval` and `deadline` are defaults in seconds; `series_budget` bounds what one run may emit.
 
     `needs` returns None, or in a few words why this node has nothing for it ("no btrfs is mounted"). It is asked
-    before every run and must be cheap.
+    before every run and must be cheap. `uevents` are subsystems of the kernel's devices, such as `block`: when one of
+    them comes, goes or changes, the collector runs before its time.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Collector:
     findings: tuple[Finding, ...] = ()
     settings: type[msgspec.Struct] = NoSettings
     needs: Callable[[Host], str | None] = lambda _host: None
+    uevents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

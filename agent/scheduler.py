@@ -1,5 +1,7 @@
 """Scheduler: each collector in a thread of its own, on its interval; a stuck one stops no other.
 
+Devices that come or go ask for a run before its time, so that nobody waits for the interval to see them.
+
 Threads, as every call we make blocks and none can be cancelled. A thread that hangs in the kernel is its collector's
 only one: no second run starts while the first is out, and when the kernel lets go the same thread goes on.
 """
@@ -15,12 +17,16 @@ from pathlib import Path
 import structlog
 
 from agent.collector import Running, Start
+from agent.errors import HostError
 from agent.exposition import Pages
 from agent.host import Host
 from agent.latches import Latches
 from agent.runner import Plan, Runner
+from agent.uevents import Uevents
 
 RETRY = 60.0  # seconds before a collector that could not be started is tried again
+BURST = 1.0  # seconds from a wake to its run at least: devices come and go in bursts
+BURST_FACTOR = 10.0  # and so many times what the run before it took: no storm of events makes it cost a core
 
 
 def phase(node: str, name: str, interval: float) -> float:
@@ -43,6 +49,7 @@ class Worker:
         self._ended = ended
         self._since: float | None = None
         self._stop = threading.Event()
+        self._woken = threading.Event()
         self._predecessor: threading.Thread | None = None
         self.thread = threading.Thread(target=self._live, name=f"collector-{runner.plan.name}", daemon=True)
 
@@ -65,6 +72,11 @@ class Worker:
     def stop(self) -> None:
         """Ask the thread to end after the run that is out, if any."""
         self._stop.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Ask for a run before its time, from any thread; a burst of wakes is one run."""
+        self._woken.set()
 
     def _live(self) -> None:
         if self._predecessor is not None:
@@ -80,7 +92,9 @@ class Worker:
         try:
             while not self._stop.is_set():
                 self._run_once(running)
-                self._stop.wait(self._until_next())
+                if self._woken.wait(self._until_next()):
+                    self._stop.wait(max(BURST, BURST_FACTOR * self.runner.outcome.duration))
+                    self._woken.clear()
         finally:
             running.close()
             self._ended(self.runner.plan.name)
@@ -123,6 +137,7 @@ class Scheduler:
         self._node = node
         self._state = state
         self._overdue: set[str] = set()
+        self._uevents: Uevents | None = None
         self._log = structlog.get_logger()
 
     def apply(self, plans: Sequence[Plan]) -> None:
@@ -136,10 +151,28 @@ class Scheduler:
             workers[plan.name] = old if old is not None and old.runner.plan == plan else self._replace(old, plan)
         gone = [worker for name, worker in self.workers.items() if name not in workers]
         self.workers = workers
+        self._listen()
         for worker in gone:
             worker.stop()
             self._pages.drop(worker.runner.plan.name)
         self.changed.set()
+
+    def _listen(self) -> None:
+        """Have the kernel tell of the devices that some collector wants to know of."""
+        wanted = {subsystem for each in self.workers.values() for subsystem in each.runner.plan.collector.uevents}
+        if self._uevents is not None and self._uevents.subsystems != wanted:
+            self._uevents.close()
+            self._uevents = None
+        if self._uevents is None and wanted:
+            try:
+                self._uevents = Uevents(wanted, self._wake)
+            except HostError as error:
+                self._log.warning("devices that come and go are seen with the next run only", reason=str(error))
+
+    def _wake(self, subsystem: str) -> None:
+        for worker in self.workers.values():
+            if subsystem in worker.runner.plan.collector.uevents:
+                worker.wake()
 
     def _replace(self, old: Worker | None, plan: Plan) -> Worker:
         runner = Runner(plan, self._host, self._latches, self._pages)
@@ -179,6 +212,9 @@ class Scheduler:
 
     def stop(self, within: float) -> None:
         """Ask all workers to end and wait for them, `within` seconds in all; threads stuck in the kernel are left."""
+        if self._uevents is not None:
+            self._uevents.close()
+            self._uevents = None
         for worker in self.workers.values():
             worker.stop()
         deadline = time.monotonic() + within

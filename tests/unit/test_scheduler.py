@@ -45,8 +45,12 @@ class Probe:
     def close(self) -> None:
         self.closed.set()
 
-    def plan(self, interval: float = 0.02, deadline: float = 0.01, settings: object = None) -> Plan:
-        collector = Collector(name=self.name, summary="X.", start=lambda _start: self, metrics=(self.metric,))
+    def plan(
+        self, interval: float = 0.02, deadline: float = 0.01, settings: object = None, uevents: tuple[str, ...] = ()
+    ) -> Plan:
+        collector = Collector(
+            name=self.name, summary="X.", start=lambda _start: self, metrics=(self.metric,), uevents=uevents
+        )
         return Plan(collector, settings, interval, deadline, 10)
 
 
@@ -140,6 +144,20 @@ def test_a_collector_that_cannot_start_is_failing_and_holds_up_nobody() -> None:
         runner = made.workers["broken"].runner
         assert not runner.outcome.is_up
         assert runner.errors == {"bug": 1}
+
+
+def test_a_device_that_comes_brings_a_run_before_its_time_to_those_who_asked() -> None:
+    asked, other = Probe("asked"), Probe("other")
+    with scheduler() as (made, _):
+        made.apply([asked.plan(interval=3600, uevents=("ullage-test",)), other.plan(interval=3600)])
+        until(made, lambda: asked.runs == other.runs == 1)
+        for _ in range(100):  # a burst
+            made._wake("ullage-test")
+            made._wake("another")
+        until(made, lambda: asked.runs >= 2)
+        made._wake("ullage-test")
+        until(made, lambda: asked.runs >= 3)
+        assert (asked.runs, other.runs) == (3, 1)
 
 
 def test_phases_are_stable_and_spread() -> None:
