@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem, pagecache, qgroup
+from collectors import filesystem, pagecache, qgroup, thinpool
 
-ALL: tuple[Collector, ...] = (filesystem.COLLECTOR, pagecache.COLLECTOR, qgroup.COLLECTOR)
+ALL: tuple[Collector, ...] = (filesystem.COLLECTOR, pagecache.COLLECTOR, qgroup.COLLECTOR, thinpool.COLLECTOR)

@@ -14,7 +14,7 @@ import yaml
 from agent.metric import Metric
 from agent.rules import KEEP_FIRING_FOR, alert_name
 from agent.watermark import Tier, Watermark
-from collectors import filesystem, pagecache, qgroup
+from collectors import filesystem, pagecache, qgroup, thinpool
 
 STALE = -1.0
 UNITS = 10_000_000_000_000  # the size of a target: large enough that no reserve matters
@@ -54,12 +54,24 @@ def exclusive_values(ratio: float) -> Mapping[Metric, float]:
     return {qgroup.EXCLUSIVE: round(UNITS * ratio), qgroup.EXCLUSIVE_LIMIT: UNITS}
 
 
+def thin_metadata_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a thin pool whose metadata is used to a ratio."""
+    return {thinpool.METADATA_USED: round(UNITS * ratio), thinpool.METADATA: UNITS}
+
+
+def thin_data_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a thin pool whose data is used to a ratio."""
+    return {thinpool.DATA_USED: round(UNITS * ratio), thinpool.DATA: UNITS}
+
+
 VALUES: dict[str, Values] = {
     "inodes": inode_values,
     "filesystem_bytes": byte_values,
     "page_cache": cache_values,
     "qgroup_referenced": referenced_values,
     "qgroup_exclusive": exclusive_values,
+    "thin_metadata": thin_metadata_values,
+    "thin_data": thin_data_values,
 }
 
 

@@ -11,10 +11,12 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 from agent.errors import Failed, HostError, Stuck, Vanished, from_os
 from agent.host import Host, Points, Space
 from collectors.readers.btrfs import TREE_SEARCH_V2
+from collectors.readers.dm import BUFFER_FULL, LIST_DEVICES, NOFLUSH, WANTS_TABLE, flags_of
 
 
 def host_of(tree: Path, workplace: Path) -> Host:
@@ -64,25 +66,78 @@ class TreeProber:
 
 
 class TreeIoctls:
-    """Answers a search for subvolumes from `subvolumes.json`: a list of id, parent, directory, name."""
+    """Answers a search for subvolumes from `subvolumes.json`: a list of id, parent, directory, name.
+
+    Answers device mapper from `dm.json`: by name the device's number, its `table` and its `status`, both a target's
+    type and its text; `"stuck"` or an errno such as `"EACCES"` instead of them is a refusal, instead of all of it one
+    of the list.
+    """
 
     def __init__(self, tree: Path) -> None:
-        path = tree / "subvolumes.json"
-        self._links = json.loads(path.read_text()) if path.exists() else None
+        self._tree = tree
+
+    def _load(self, name: str) -> Any:
+        path = self._tree / name
+        return json.loads(path.read_text()) if path.exists() else None
 
     def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
-        """Return the answer of the file; `buffer` and `number` say that it is the first search."""
-        if self._links is None or number != TREE_SEARCH_V2:
+        """Return the answer of a file."""
+        if number == TREE_SEARCH_V2 and (links := self._load("subvolumes.json")) is not None:
+            return _links(links, struct.unpack_from("=Q", buffer, 8)[0])
+        devices = self._load("dm.json")
+        if devices is None or not path.endswith("/mapper/control"):
             raise Failed(subject, f"no answer in the tree for {number:#x} on {path}")
-        (first,) = struct.unpack_from("=Q", buffer, 8)
-        links = [link for link in self._links if link[0] >= first]
-        items = b"".join(
-            struct.pack("=QQQII", 9, subvolume, parent, 144, 18 + len(name))
-            + struct.pack("<QQH", directory, 2, len(name))
-            + name.encode()
-            for subvolume, parent, directory, name in links
-        )
-        return bytes(64) + struct.pack("=I", len(links)) + bytes(44) + items
+        if isinstance(devices, str):
+            raise _refusal(subject, devices)
+        if number == LIST_DEVICES:
+            return _fitting(buffer, _devices(devices), 0)
+        name = buffer[48:176].partition(b"\0")[0].decode()
+        flags = flags_of(buffer)
+        assert flags & NOFLUSH, "a status without NOFLUSH commits"
+        if name not in devices:
+            raise _refusal(subject, "ENXIO")
+        answer = devices[name]["table" if flags & WANTS_TABLE else "status"]
+        if isinstance(answer, str):
+            raise _refusal(subject, answer)
+        kind, text = answer
+        body = text.encode() + b"\0"
+        return _fitting(buffer, struct.pack("=QQiI16s", 0, 2048, 0, 40 + len(body), kind.encode()) + body, 1)
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _refusal(subject: str, answer: str) -> HostError:
+    if answer == "stuck":
+        return Stuck(subject, "does not answer")
+    number = getattr(errno, answer)
+    return from_os(subject, OSError(number, os.strerror(number)))
+
+
+def _links(links: list[tuple[int, int, int, str]], first: int) -> bytes:
+    links = [link for link in links if link[0] >= first]
+    items = b"".join(
+        struct.pack("=QQQII", 9, subvolume, parent, 144, 18 + len(name))
+        + struct.pack("<QQH", directory, 2, len(name))
+        + name.encode()
+        for subvolume, parent, directory, name in links
+    )
+    return bytes(64) + struct.pack("=I", len(links)) + bytes(44) + items
+
+
+def _devices(devices: dict[str, Any]) -> bytes:
+    data = b""
+    for place, (name, device) in enumerate(devices.items(), start=1):
+        major, minor = map(int, device["number"].split(":"))
+        encoded = name.encode() + b"\0"
+        size = 0 if place == len(devices) else 12 + len(encoded)
+        data += struct.pack("=QI", major << 8 | minor & 0xFF | (minor & 0xFFF00) << 12, size) + encoded
+    return data or bytes(12)
+
+
+def _fitting(request: bytes, data: bytes, count: int) -> bytes:
+    """Return an answer of device mapper as it fits the request's buffer."""
+    size = 312 + len(data)
+    flags = BUFFER_FULL if size > len(request) else 0
+    head = struct.pack("=3I3IiIIIQ", 4, 48, 0, len(request) if flags else size, 312, count, 0, flags, 0, 0, 0)
+    return (head.ljust(312, b"\0") + (b"" if flags else data)).ljust(len(request), b"\0")
