@@ -9,17 +9,33 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 WAIT = 60.0  # seconds until a test gives up
 
 
+def root_archive() -> bytes:
+    """Return a root filesystem with busybox alone, as an archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for directory in ("bin", "tmp", "proc", "sys", "dev", "etc"):
+            entry = tarfile.TarInfo(directory)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        tar.add("/bin/busybox", "bin/busybox")
+        for tool in ("sh", "cat", "dd", "sleep", "sync"):
+            link = tarfile.TarInfo(f"bin/{tool}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return archive.getvalue()
+
+
 class Dockerd:
     """The daemon, and the docker command line against it."""
 
-    def __init__(self, directory: Path, storage_driver: str = "overlay2") -> None:
-        self.root = directory / "root"
+    def __init__(self, directory: Path, storage_driver: str, root: Path | None, options: Iterable[str]) -> None:
+        self.root = root or directory / "root"
         self._exec_root = directory / "exec"
         self.socket = directory / "docker.sock"
         self._directory = directory
@@ -29,6 +45,7 @@ class Dockerd:
             *("--data-root", str(self.root), "--exec-root", str(self._exec_root), "--host", f"unix://{self.socket}"),
             *("--pidfile", str(directory / "dockerd.pid"), "--storage-driver", storage_driver),
             *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
+            *(f"--storage-opt={option}" for option in options),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -52,18 +69,7 @@ class Dockerd:
 
     def import_image(self, name: str) -> None:
         """Make an image of busybox alone."""
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            for directory in ("bin", "tmp", "proc", "sys", "dev", "etc"):
-                entry = tarfile.TarInfo(directory)
-                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(entry)
-            tar.add("/bin/busybox", "bin/busybox")
-            for tool in ("sh", "cat", "dd", "sleep", "sync"):
-                link = tarfile.TarInfo(f"bin/{tool}")
-                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-                tar.addfile(link)
-        self.docker("import", "-", name, stdin=archive.getvalue())
+        self.docker("import", "-", name, stdin=root_archive())
 
     def run(self, name: str, script: str) -> str:
         """Start a container and return its id."""
@@ -85,7 +91,9 @@ class Dockerd:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        for mount in sorted((each for each in mounts if each.startswith(f"{self._directory}/")), reverse=True):
+        for mount in sorted(
+            (each for each in mounts if each.startswith((f"{self._directory}/", f"{self.root}/"))), reverse=True
+        ):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
 
     def _left(self) -> list[int]:
@@ -101,9 +109,14 @@ class Dockerd:
 
 
 @contextlib.contextmanager
-def dockerd(directory: Path, storage_driver: str = "overlay2") -> Iterator[Dockerd]:
-    """Have a dockerd for the time of a block."""
-    made = Dockerd(directory, storage_driver)
+def dockerd(
+    directory: Path, storage_driver: str = "overlay2", root: Path | None = None, options: Iterable[str] = ()
+) -> Iterator[Dockerd]:
+    """Have a dockerd for the time of a block. The directory's path must be short: a socket's may have 107 characters.
+
+    `root` is where containers and images are, if not in that directory; `options` are the storage driver's.
+    """
+    made = Dockerd(directory, storage_driver, root, options)
     try:
         made.start()
         yield made

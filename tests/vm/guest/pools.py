@@ -66,7 +66,7 @@ def mapped(name: str, table: str) -> Iterator[str]:
 
 @dataclass
 class Pool:
-    """A pool that dmsetup made, with one thin device of a GiB and more."""
+    """A pool that dmsetup made, with one thin device."""
 
     name: str
 
@@ -94,20 +94,33 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pool(name: str, *, data_mib: int, at_mib: int = 0, features: str = "1 skip_block_zeroing") -> Iterator[Pool]:
+def empty_pool(name: str, *, data_mib: int = 1024, at_mib: int = 0) -> Iterator[str]:
     """Have a pool with 2 MiB of metadata, on the second disk, and data on the first, both from a place on."""
     run("modprobe", "dm-thin-pool")
     sectors, at = data_mib * 2048, at_mib * 2048
-    with contextlib.ExitStack() as stack:
-        meta = stack.enter_context(mapped(f"{name}-meta", f"0 4096 linear /dev/vdb {at}"))
-        data = stack.enter_context(mapped(f"{name}-data", f"0 {sectors} linear /dev/vda {at}"))
+    with (
+        mapped(f"{name}-meta", f"0 4096 linear /dev/vdb {at}") as meta,
+        mapped(f"{name}-data", f"0 {sectors} linear /dev/vda {at}") as data,
+    ):
         run("dd", "if=/dev/zero", f"of={meta}", "bs=1M", "count=2", "conv=fsync", "status=none")
-        table = f"0 {sectors} thin-pool {meta} {data} {CHUNK // SECTOR} 64 {features}"
-        stack.enter_context(mapped(name, table))
+        table = f"0 {sectors} thin-pool {meta} {data} {CHUNK // SECTOR} 64 1 skip_block_zeroing"
+        with mapped(name, table):
+            try:
+                yield name
+            finally:
+                for line in run("dmsetup", "ls", "--target", "thin").splitlines():
+                    if line.startswith(f"{name}-"):  # containerd leaves its snapshots active
+                        run("dmsetup", "remove", "--retry", line.split()[0])
+
+
+@contextlib.contextmanager
+def pool(name: str, *, data_mib: int, at_mib: int = 0) -> Iterator[Pool]:
+    """Have the same with a thin device of 2 GiB."""
+    with empty_pool(name, data_mib=data_mib, at_mib=at_mib):
         made = Pool(name)
         made.message("create_thin 0")
-        stack.enter_context(mapped(f"{name}-t0", f"0 4194304 thin /dev/mapper/{name} 0"))
-        yield made
+        with mapped(f"{name}-t0", f"0 4194304 thin /dev/mapper/{name} 0"):
+            yield made
 
 
 @contextlib.contextmanager
