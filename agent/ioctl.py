@@ -40,6 +40,10 @@ class _Helper:
             )
         except OSError as error:  # no process, no memory or no descriptor to be had
             raise from_os(_CHILD, error) from error
+        assert self.process.stdout is not None
+        # poll, for select(2) refuses descriptors over 1023, and collectors keep thousands open
+        self._poller = select.poll()
+        self._poller.register(self.process.stdout, select.POLLIN)
         if self._read(1, START_WITHIN) != b".":
             self.end()
             raise Failed(_CHILD, "the helper process does not start")
@@ -65,7 +69,7 @@ class _Helper:
         text = b""
         while len(text) < size:
             left = until - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+            if left <= 0 or not self._poller.poll(left * 1000):
                 return None
             part = os.read(self.process.stdout.fileno(), size - len(text))
             if not part:

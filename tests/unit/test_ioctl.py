@@ -51,6 +51,20 @@ def test_large_buffers_go_both_ways_whole(ioctls: HelperIoctls, file: str) -> No
     assert answer[4:] == buffer[4:]
 
 
+def test_thousands_of_open_files_do_not_matter(ioctls: HelperIoctls, file: str) -> None:
+    kept: list[int] = []
+    try:
+        while not kept or kept[-1] < 1024:
+            kept.append(os.open(file, os.O_RDONLY))
+    except OSError as error:
+        pytest.skip(f"needs more than 1024 descriptors: {error}")
+    else:
+        assert size_of(ioctls, file) == 1234
+    finally:
+        for descriptor in kept:
+            os.close(descriptor)
+
+
 def test_refusals_are_typed_and_named_after_the_subject(ioctls: HelperIoctls, tmp_path: Path, file: str) -> None:
     with pytest.raises(Vanished, match="pool"):
         ioctls.ask(str(tmp_path / "absent"), FIONREAD, bytes(4), "pool")
