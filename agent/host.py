@@ -18,6 +18,7 @@ from agent.errors import Failed, HostError, Malformed, Stuck, from_os
 
 READ_LIMIT = 64 * 1024 * 1024
 _LINKS = 40  # as the kernel's MAXSYMLINKS
+_DIGITS = 20  # of a u64
 
 
 class Space(NamedTuple):
@@ -99,7 +100,12 @@ class Host:
         return Host(self.procfs, self.sysfs, self.rootfs, self.dev, self.prober, ioctls=self.ioctls)
 
     def real(self, path: str) -> str:
-        """Return where the host's `path` lies for us. Symbolic links are the caller's matter, see `resolve`."""
+        """Return where the host's `path` lies for us. Symbolic links are the caller's matter, see `resolve`.
+
+        Raises Malformed for what cannot be a path, as a runtime's JSON may give it: functions of os raise ValueError.
+        """
+        if not path.isascii() or "\0" in path:
+            _check(path)
         first, _, rest = path.lstrip("/").partition("/")
         place = self._places().get(first)
         if place is None:
@@ -161,11 +167,11 @@ class Host:
 
     def read_int(self, path: str) -> int:
         """Return a file's one decimal number."""
-        text = self.read(path)
-        try:
-            return int(text)
-        except ValueError as error:
-            raise Malformed(path, f"expected a number, got {text[:40]!r}") from error
+        text = self.read(path).strip()
+        # a float cannot hold what has hundreds of digits
+        if not text.removeprefix(b"-").isdigit() or len(text) > _DIGITS:
+            raise Malformed(path, f"expected a number, got {text[:40]!r}")
+        return int(text)
 
     def names(self, path: str) -> list[str]:
         """Return a directory's names, sorted."""
@@ -232,3 +238,12 @@ class Host:
             yield
         except HostError as error:
             self.skip(error)
+
+
+def _check(path: str) -> None:
+    try:
+        if b"\0" not in os.fsencode(path):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise Malformed(repr(path), "no file can have such a name")

@@ -346,7 +346,7 @@ def _docker_roots(host: Host, avoid: Collection[str]) -> list[str]:
             return []
         try:
             config = json.loads(host.read(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Malformed(path, f"is not JSON: {error}") from error
         root = config.get("data-root") if isinstance(config, dict) else None
         if isinstance(root, str) and root.startswith("/"):

@@ -26,6 +26,7 @@ _COUNT_AT, _ITEMS_AT = 64, 112
 _MOST = 4096  # items of one search
 _ANSWER = 65536  # bytes of one search's answer
 _LOOKUP_SIZE = 4096
+_DIGITS = 20  # of a u64; a float cannot hold what has hundreds, nor int() read thousands
 
 
 class Link(NamedTuple):
@@ -42,7 +43,7 @@ def parse_table(text: bytes) -> dict[str, int]:
     found = {}
     for line in text.splitlines():
         name, _, number = line.partition(b" ")
-        if number.isdigit() and name.isascii():
+        if number.isdigit() and len(number) <= _DIGITS and name.isascii():
             found[name.decode()] = int(number)
     return found
 

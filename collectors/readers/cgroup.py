@@ -25,7 +25,8 @@ _OLD_REFAULT = {  # before Linux 5.9
     b"total_workingset_refault_file": b"total_workingset_refault",
     b"workingset_refault_file": b"workingset_refault",
 }
-_PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(\d+)", re.MULTILINE)
+_DIGITS = 20  # of a u64; a float cannot hold what has hundreds, nor int() read thousands
+_PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(\d{1,%d})\b" % _DIGITS, re.MULTILINE)
 
 Row = tuple[int | None, ...]
 
@@ -52,16 +53,19 @@ def stat_parser(keys: tuple[bytes, ...]) -> Callable[[bytes], Row]:
         words = text[max(0, text.find(first)) :].split(None, most)
         try:
             if names(words) == keys:
-                return tuple(map(int, values(words)))
-        except (IndexError, ValueError):
+                found = values(words)
+                digits = b"".join(found)  # one look at all of them: this is where the time goes
+                if digits.isdigit() and len(digits) <= _DIGITS * len(keys):
+                    return tuple(map(int, found))
+        except IndexError:
             pass
         words = text.split()
         places = {word: at for at, word in enumerate(words[:-1]) if at % 2 == 0}
         if all(key in places for key in keys):
             learn(words, places)
-        found = [places.get(key, places.get(_OLD_REFAULT.get(key, b""))) for key in keys]
-        numbers = (words[at + 1] if at is not None else b"" for at in found)
-        return tuple(int(number) if number.isdigit() else None for number in numbers)
+        at_last = [places.get(key, places.get(_OLD_REFAULT.get(key, b""))) for key in keys]
+        numbers = (words[at + 1] if at is not None else b"" for at in at_last)
+        return tuple(int(number) if _is_number(number) else None for number in numbers)
 
     return parse
 
@@ -71,6 +75,8 @@ def parse_limit(text: bytes) -> int | None:
     text = text.strip()
     if text == b"max":
         return None
+    if not _is_number(text):
+        raise ValueError(f"expected max or bytes, got {text[:40]!r}")
     limit = int(text)
     return limit if limit < UNLIMITED else None
 
@@ -85,6 +91,11 @@ def parse_numbers(text: bytes) -> dict[str, int]:
     numbers = {}
     for line in text.splitlines():
         key, _, value = line.partition(b" ")
-        if value.strip().isdigit():
+        value = value.strip()
+        if _is_number(value):
             numbers[key.decode("ascii", "replace")] = int(value)
     return numbers
+
+
+def _is_number(word: bytes) -> bool:
+    return word.isdigit() and len(word) <= _DIGITS

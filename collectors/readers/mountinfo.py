@@ -52,6 +52,8 @@ def _parse_line(line: str) -> Mount:
     fields = line.split(" ")
     end = fields.index("-", _FIELDS)
     fstype, source, super_options = fields[end + 1 : end + 4]
+    if "\0" in line or "\\000" in line:
+        raise ValueError("no path has a NUL, and no function of os takes one")
     return Mount(
         int(fields[0]),
         int(fields[1]),

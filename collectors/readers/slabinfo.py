@@ -6,6 +6,7 @@ A line is `dentry 1199325 1200000 192 21 1 : tunables 0 0 0 : slabdata 57143 571
 from __future__ import annotations
 
 _PAGES_PER_SLAB = 5
+_DIGITS = 20  # of a u64; a float cannot hold what has hundreds
 
 
 def parse(text: bytes, page_size: int) -> dict[str, int]:
@@ -15,7 +16,9 @@ def parse(text: bytes, page_size: int) -> dict[str, int]:
         fields, _, rest = line.partition(b":")
         numbers, data = fields.split(), rest.rpartition(b": slabdata")[2].split()
         try:
-            sizes[numbers[0].decode("ascii", "replace")] = int(data[1]) * int(numbers[_PAGES_PER_SLAB]) * page_size
-        except (IndexError, ValueError):
+            slabs, pages = data[1], numbers[_PAGES_PER_SLAB]
+        except IndexError:
             continue
+        if all(number.isdigit() and len(number) <= _DIGITS for number in (slabs, pages)):
+            sizes[numbers[0].decode("ascii", "replace")] = int(slabs) * int(pages) * page_size
     return sizes

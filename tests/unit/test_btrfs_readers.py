@@ -44,6 +44,11 @@ def test_tables_are_read_by_name() -> None:
     assert btrfs.parse_table(b"none\nnew_field 3\nodd x\nnegative -1\n") == {"new_field": 3}
 
 
+def test_a_number_that_no_kernel_counts_to_is_passed() -> None:
+    text = b"huge " + b"9" * 400 + b"\nendless " + b"9" * 5000 + b"\nlast 18446744073709551615\n"
+    assert btrfs.parse_table(text) == {"last": 2**64 - 1}
+
+
 def test_qgroup_names_are_those_of_the_tools() -> None:
     assert btrfs.parse_qgroup("0_256") == "0/256"
     assert btrfs.parse_qgroup("1_100") == "1/100"

@@ -57,6 +57,29 @@ def test_what_is_no_limit_is_refused() -> None:
         parse_limit(b"lots\n")
 
 
+@pytest.mark.parametrize("digits", [181, 400, 5000])
+def test_a_number_that_no_kernel_counts_to_is_unknown(digits: int) -> None:
+    number = b"9" * digits
+    used = stat_parser(KEYS_V2)
+    assert used(ALL) == tuple(range(9))
+    assert used(ALL.replace(b"file 0\n", b"file " + number + b"\n")) == (None, *range(1, 9))
+    assert parse_pressure(b"some total=" + number + b"\nfull total=7\n") == {"full": 7}
+    assert parse_numbers(b"nr " + number + b"\nnr_dirty 5\n") == {"nr_dirty": 5}
+    with pytest.raises(ValueError, match="99"):
+        parse_limit(number)
+    line = b"#\n#\n%s 1 1 192 21 %s : tunables 0 0 0 : slabdata 1 %s 0\n"
+    assert slabinfo.parse(line % (b"dentry", b"1", number) + line % (b"inode", number, b"1"), 4096) == {}
+
+
+@pytest.mark.parametrize("number", [b"-5", b"+5", b"1_0"])
+def test_a_number_that_no_kernel_writes_is_unknown_also_where_it_is_looked_for_first(number: bytes) -> None:
+    used = stat_parser(KEYS_V2)
+    assert used(ALL) == tuple(range(9))
+    assert used(ALL.replace(b"file 0\n", b"file " + number + b"\n")) == (None, *range(1, 9))
+    with pytest.raises(ValueError, match="expected"):
+        parse_limit(number)
+
+
 def test_pressure_is_in_microseconds() -> None:
     text = b"some avg10=5.25 avg60=1.42 avg300=1.16 total=10245839\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
     assert parse_pressure(text) == {"some": 10245839, "full": 7}

@@ -274,6 +274,17 @@ def test_roots_come_from_settings_runtimes_and_dockers_configuration(make_node: 
     assert node.roles() == {("/configured", "docker"), ("/set", "kubelet"), ("/named", "containerd")}
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"data-root": "/a\\u0000b"}', '{"data-root": "/a\\ud800b"}'])
+def test_a_configuration_of_docker_that_makes_no_sense_costs_nothing_else(
+    text: str, make_node: MakeNode, tmp_path: Path
+) -> None:
+    (tmp_path / "tree/etc/docker").mkdir(parents=True)
+    (tmp_path / "tree/etc/docker/daemon.json").write_text(text)
+    node = make_node(directories=["/var/lib/docker"])
+    assert node.roles() == {("/", "docker")}
+    assert node.host.errors == {"malformed": 1}
+
+
 def test_a_bind_of_a_root_onto_itself_is_the_same_disk(make_node: MakeNode) -> None:
     node = make_node(
         "30 27 7:1 / /var/lib rw - xfs /dev/loop1 rw",

@@ -72,6 +72,9 @@ def test_other_line_ends_than_newline_are_part_of_a_name() -> None:
         b"36 35 98:0 / / rw ext3 /dev/root rw",
         b"36 35 98:0 / / rw - ext3",
         b"36 35 - ext3 /dev/root rw",
+        b"36 35 98:0 / /a\0b rw - ext3 /dev/root rw",
+        rb"36 35 98:0 / /a\000b rw - ext3 /dev/root rw",
+        b"9" * 5000 + b" 35 98:0 / / rw - ext3 /dev/root rw",
     ],
 )
 def test_a_senseless_line_is_counted_and_costs_no_other(line: bytes) -> None:

@@ -1,0 +1,59 @@
+"""The door to the node: what is no path and no number is refused with an error that is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.errors import Malformed, Vanished
+from agent.host import Host
+
+LOOKS: list[Callable[[Host, str], object]] = [
+    Host.read,
+    Host.open,
+    Host.names,
+    Host.signature,
+    Host.exists,
+    Host.resolve,
+    lambda host, path: host.ioctl(path, 1, b""),
+]
+
+
+class NoIoctls:
+    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
+        raise AssertionError((path, number, buffer, subject))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("path", ["/a\0b", "/ü\0b", "/a\ud800b"])
+def test_what_no_file_can_be_named_is_refused(look: Callable[[Host, str], object], path: str, tmp_path: Path) -> None:
+    host = Host(rootfs=str(tmp_path), ioctls=NoIoctls())
+    with pytest.raises(Malformed, match="no file can have such a name"):
+        look(host, path)
+
+
+def test_names_beyond_ascii_and_beyond_utf8_are_paths(tmp_path: Path) -> None:
+    host = Host(rootfs=str(tmp_path))
+    for name in ("ü", "\udcff"):
+        with pytest.raises(Vanished):
+            host.read(f"/{name}")
+        (tmp_path / name).write_text("here")
+        assert host.read(f"/{name}") == b"here"
+
+
+@pytest.mark.parametrize(("text", "number"), [("0\n", 0), (" 7\n", 7), ("-1\n", -1), (f"{2**64 - 1}\n", 2**64 - 1)])
+def test_a_number_is_read(text: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(text)
+    assert Host(rootfs=str(tmp_path)).read_int("/file") == number
+
+
+@pytest.mark.parametrize("text", ["", "\n", "x", "1 2", "1_0", "--1", "+1", "9" * 21, "9" * 400, "9" * 5000])
+def test_what_is_no_number_of_the_kernel_is_malformed(text: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(Malformed, match="expected a number"):
+        Host(rootfs=str(tmp_path)).read_int("/file")
