@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: run test check unit format bench bench-vm generate golden lock build clean help
+.PHONY: run test check unit format fuzz bench bench-vm generate golden lock build clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ unit: $(VENV)/dev ## unit tests only
 format: $(VENV)/dev ## format the code, mend what ruff can
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+fuzz: $(VENV)/dev ## fuzz the readers for longer than the tests do: ARGS=dm for one, until it fails
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/dev ## measure against others, as ratios of CPU time within one run
 	$(BIN)/python -m tests.bench $(ARGS)

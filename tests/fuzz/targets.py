@@ -1,0 +1,105 @@
+"""What is fuzzed: one target per reader, which gives one input to everything that the reader offers.
+
+A target passes over the errors that a function documents; anything else that it raises is a bug. It may not depend on
+what it was called with before: then an input alone would not repeat what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from collectors.readers import btrfs, cgroup, dm, mountinfo, slabinfo
+
+Target = Callable[[bytes], None]
+U64 = 1 << 64
+
+
+def fuzz_btrfs(raw: bytes) -> None:
+    expect_u64(btrfs.parse_table(raw).values())
+    for name in words_of(raw):
+        btrfs.parse_qgroup(name)
+    links, following = btrfs.parse_links(raw)
+    if following is not None:
+        btrfs.links_request(following)
+    inside = btrfs.parse_directory(raw)
+    places = [(link.parent, link.directory) for link in links]
+    for place in places:
+        btrfs.directory_request(*place)
+    btrfs.subvolume_paths(links, {})
+    btrfs.subvolume_paths(links, dict.fromkeys(places[::2], inside))
+
+
+def fuzz_cgroup(raw: bytes) -> None:
+    for keys in (cgroup.KEYS_V1, cgroup.KEYS_V2):
+        parse = cgroup.stat_parser(keys)
+        for text in raw.split(b"\0"):  # a parser has a memory: files one after the other
+            row = parse(text)
+            assert len(row) == len(keys)
+            expect_finite(number for number in row if number is not None)
+    with suppress(ValueError):
+        expect_u64([cgroup.parse_limit(raw) or 0])
+    expect_u64(cgroup.parse_pressure(raw).values())
+    expect_u64(cgroup.parse_numbers(raw).values())
+
+
+def fuzz_dm(raw: bytes) -> None:
+    dm.flags_of(raw)
+    for device in dm.parse_devices(raw):
+        dm.split_lvm_name(device.name)
+        with suppress(ValueError):
+            dm.request(device.name)
+    for target in dm.parse_targets(raw):
+        expect_u64([target.sectors])
+        fuzz_dm_line(target.text)
+    for line in raw.decode("utf-8", "surrogateescape").split("\n"):
+        fuzz_dm_line(line)
+        dm.split_lvm_name(line)
+        with suppress(ValueError):
+            dm.request(line)
+    dm.autoextend(dm.parse_lvm_config(raw))
+
+
+def fuzz_dm_line(line: str) -> None:
+    status = dm.parse_pool_status(line)
+    if status is not None and status.data_total is not None:
+        dm.recommended_metadata_bytes(status.data_total, 1)
+    dm.parse_pool_table(line)
+    dm.parse_thin_status(line)
+    dm.parse_thin_table(line)
+
+
+def fuzz_mountinfo(raw: bytes) -> None:
+    mounts, malformed = mountinfo.parse(raw)
+    assert len(mounts) + malformed == len([line for line in raw.split(b"\n") if line])
+    seen = mountinfo.visible(mounts)
+    for mount in seen:
+        assert "\0" not in mount.mountpoint + mount.root + mount.source  # no function of os would take it
+        mountinfo.carrying(seen, mount.mountpoint + "/x")
+        mountinfo.unescape(mount.source)
+
+
+def fuzz_slabinfo(raw: bytes) -> None:
+    expect_finite(slabinfo.parse(raw, 4096).values())
+
+
+TARGETS: dict[str, Target] = {
+    "btrfs": fuzz_btrfs,
+    "cgroup": fuzz_cgroup,
+    "dm": fuzz_dm,
+    "mountinfo": fuzz_mountinfo,
+    "slabinfo": fuzz_slabinfo,
+}
+
+
+def words_of(raw: bytes) -> list[str]:
+    return raw.decode("utf-8", "surrogateescape").split("\n")
+
+
+def expect_u64(numbers: Iterable[int]) -> None:
+    assert all(0 <= number < 10 * U64 for number in numbers)  # 20 digits
+
+
+def expect_finite(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        float(number)  # as a page renders it
