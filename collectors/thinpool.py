@@ -38,6 +38,7 @@ STALLED_AT, STALLED_FOR = 15, 60.0  # requests in flight; seconds in which none 
 HELD_FOR = 300.0  # seconds: backups hold the metadata for as long as they read it
 NO_AUTOEXTEND, AUTOEXTEND = 100, 20  # percent: LVM's defaults of threshold, which is never, and of amount
 LAYERS = 8  # of devices on devices: a bound
+DIGITS = 20  # of a u64
 DOCKER, DOCKER_ID = re.compile(r"docker-\d+:\d+-\d+-[0-9a-f]{64}"), 64
 NOBODY = ("", "", "", "")
 
@@ -489,7 +490,7 @@ def _sized(pool: _Pool, blocks: int, metadata_blocks: int, thins: int) -> Iterat
 def _numbers(host: Host, path: str, least: int) -> list[int]:
     text = host.read(path)
     words = text.split()
-    if len(words) < least or not all(word.isdigit() for word in words[:least]):
+    if len(words) < least or not all(word.isdigit() and len(word) <= DIGITS for word in words[:least]):
         raise Malformed(path, f"expected {least} numbers, got {text[:40]!r}")
     return [int(word) for word in words[:least]]
 

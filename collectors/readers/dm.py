@@ -20,6 +20,7 @@ METADATA_BLOCK = 4096
 MOST_METADATA_BLOCKS = 255 * ((1 << 14) - 64)  # more are not used by the kernel
 
 _HEAD = struct.Struct("=3I3IiIIIQ128s129s7s")  # struct dm_ioctl, 312 bytes
+_LONGEST_NAME = 127  # DM_NAME_LEN without its NUL
 _DEVICE = struct.Struct("=QI")
 _TARGET = struct.Struct("=QQiI16s")
 _ENTRIES_PER_LEAF = 126  # half of the 252 entries of 16 bytes that a node of 4 KiB has: leaves are at least half full
@@ -71,7 +72,7 @@ class PoolTable(NamedTuple):
 def request(name: str = "", flags: int = 0, size: int = 16384) -> bytes:
     """Return a dm_ioctl in a buffer of `size` bytes, about the device `name` if any. Raises ValueError if too long."""
     encoded = name.encode("utf-8", "surrogateescape")
-    if len(encoded) > 127:  # noqa: PLR2004  DM_NAME_LEN with its NUL
+    if len(encoded) > _LONGEST_NAME:
         raise ValueError(f"{name!r}: longer than a name of device mapper can be")
     head = _HEAD.pack(4, 0, 0, size, _HEAD.size, 0, 0, flags, 0, 0, 0, encoded, b"", b"")
     return head.ljust(size, b"\0")
@@ -97,9 +98,10 @@ def parse_devices(answer: bytes) -> list[Device]:
         number, following = _DEVICE.unpack_from(data, at)
         if number == 0:
             break
-        name = data[at + _DEVICE.size :].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        name = data[at + _DEVICE.size :].partition(b"\0")[0]
         major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
-        devices.append(Device(name, f"{major}:{minor}"))
+        if 0 < len(name) <= _LONGEST_NAME:  # nobody can ask for another one
+            devices.append(Device(name.decode("utf-8", "surrogateescape"), f"{major}:{minor}"))
         if following < _DEVICE.size:
             break
         at += following

@@ -45,6 +45,7 @@ def test_devices_have_names_and_huge_numbers() -> None:
         Device("vg-b", "253:4660"),
     ]
     assert dm.parse_devices(answer(struct.pack("=QI", 0, 0))) == []
+    assert dm.parse_devices(answer(struct.pack("=QI", 253 << 8, 0) + b"x" * 128 + b"\0")) == []
 
 
 def test_targets_follow_each_other_from_the_first_on() -> None:
