@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -63,7 +63,7 @@ class Prober(Protocol):
 class Ioctls(Protocol):
     """Whatever issues ioctls that may hang, see `agent.ioctl`."""
 
-    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
+    def ask(self, path: str, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int]) -> bytes:
         """Return the buffer as the kernel left it; raises a HostError named after `subject`. Never blocks for long."""
         ...
 
@@ -214,14 +214,18 @@ class Host:
             return [Failed(path, "no prober") for path in points.paths]
         return self.prober.measure(points)
 
-    def ioctl(self, path: str, number: int, buffer: bytes, subject: str = "") -> bytes:
+    def ioctl(
+        self, path: str, number: int, buffer: bytes, subject: str = "", pointers: Mapping[int, int] | None = None
+    ) -> bytes:
         """Issue an ioctl on the host's `path`; return the buffer as the kernel left it. Never hangs.
 
         `subject` is what may hang, by its own name: only that is Stuck then. It is the path if none is given.
+        `pointers` are places in the buffer that are to hold the address of other places in it. What the ioctl returns
+        is an error if it is not 0.
         """
         if self.ioctls is None:
             raise Failed(subject or path, "no ioctls")
-        return self.ioctls.ask(self.real(path), number, buffer, subject or path)
+        return self.ioctls.ask(self.real(path), number, buffer, subject or path, pointers or {})
 
     def skip(self, error: HostError) -> None:
         """Count one target's refusal by its reason; a target is remembered in `first_errors` only the first time."""

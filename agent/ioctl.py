@@ -15,14 +15,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.errors import Failed, Stuck, from_os
-from agent.ioctl_child import ANSWER, HEAD
+from agent.ioctl_child import ANSWER, HEAD, POINTER
 
 START_WITHIN = 10.0  # seconds until a helper is ready; the node may be very busy
 REAP_WITHIN = 0.25  # seconds from SIGKILL to the end of a helper that can be killed
 UNKILLABLE = 8  # helpers that may hang beyond SIGKILL before nothing is asked any more
+NO_POINTERS: Mapping[int, int] = {}
 _CHILD = str(Path(__file__).with_name("ioctl_child.py"))
 
 
@@ -48,20 +50,26 @@ class _Helper:
             self.end()
             raise Failed(_CHILD, "the helper process does not start")
 
-    def ask(self, path: bytes, number: int, buffer: bytes, deadline: float) -> tuple[int, bytes] | None:
-        """Return 0 or an errno, and the buffer as it came back; None when no answer comes. Raises OSError if it died.
+    def ask(
+        self, path: bytes, number: int, buffer: bytes, pointers: Mapping[int, int], deadline: float
+    ) -> tuple[int, int, bytes] | None:
+        """Return 0 or an errno, what the ioctl returned, and the buffer as it came back; None when no answer comes.
+
+        Raises OSError if the process died.
 
         Zeros at the buffer's end are not sent, which keeps a request below the 64 KiB of a pipe: sending never blocks.
         """
         assert self.process.stdin is not None
         sent = buffer.rstrip(b"\0")
-        self.process.stdin.write(HEAD.pack(len(path), len(sent), len(buffer), number) + path + sent)
-        head = self._read(ANSWER.size, deadline)
-        if head is None:
+        head = HEAD.pack(len(path), len(sent), len(buffer), number, len(pointers))
+        tail = b"".join(POINTER.pack(*each) for each in pointers.items())
+        self.process.stdin.write(head + path + sent + tail)
+        answer = self._read(ANSWER.size, deadline)
+        if answer is None:
             return None
-        refused, size = ANSWER.unpack(head)
+        refused, returned, size = ANSWER.unpack(answer)
         body = self._read(size, deadline)
-        return None if body is None else (refused, body)
+        return None if body is None else (refused, returned, body)
 
     def _read(self, size: int, deadline: float) -> bytes | None:
         assert self.process.stdout is not None
@@ -107,7 +115,9 @@ class HelperIoctls:
         """The helper's process id, if one is running."""
         return self._helper.process.pid if self._helper is not None else None
 
-    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
+    def ask(
+        self, path: str, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int] = NO_POINTERS
+    ) -> bytes:
         """Return the buffer as the kernel left it. Raises a HostError named after `subject`, Stuck among them."""
         with self._lock:
             self._unkillable = {each: process for each, process in self._unkillable.items() if process.poll() is None}
@@ -116,13 +126,13 @@ class HelperIoctls:
             if self._is_closed or len(self._unkillable) >= self._most_unkillable:
                 reason = "the agent stops" if self._is_closed else "too many helper processes hang"
                 raise Failed(subject, f"not asked: {reason}")
-            return self._ask(os.fsencode(path), number, buffer, subject)
+            return self._ask(os.fsencode(path), number, buffer, subject, pointers)
 
-    def _ask(self, path: bytes, number: int, buffer: bytes, subject: str) -> bytes:
+    def _ask(self, path: bytes, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int]) -> bytes:
         for is_last in (False, True):
             helper = self._helper = self._helper or _Helper()
             try:
-                answer = helper.ask(path, number, buffer, self._deadline)
+                answer = helper.ask(path, number, buffer, pointers, self._deadline)
             except OSError:  # somebody killed it: once more
                 self._end_helper()
                 if is_last or self._is_closed:
@@ -133,9 +143,11 @@ class HelperIoctls:
                 if not helper.end():
                     self._unkillable[subject] = helper.process
                 raise Stuck(subject, "does not answer")
-            refused, left = answer
+            refused, returned, left = answer
             if refused:
                 raise from_os(subject, OSError(refused, os.strerror(refused)))
+            if returned:  # as a drive's own status is
+                raise Failed(subject, f"the ioctl returned {returned:#x}")
             return left
         raise AssertionError
 

@@ -1,47 +1,53 @@
 """The helper process of `agent.ioctl`: issues ioctls on request, and may hang for all we care.
 
 Run as a script: `python -I -S ioctl_child.py`. A request on standard input is HEAD (the lengths of the path, of the
-buffer's bytes that are sent, and of the whole buffer, which ends in zeros; the ioctl's number), the path, the bytes.
-The answer on standard output is ANSWER (0 or an errno; the length), then the buffer as the kernel left it. A byte `.`
-says that it is ready. A descriptor is open for one request only.
+buffer's bytes that are sent, and of the whole buffer, which ends in zeros; the ioctl's number; how many pointers there
+are), the path, the bytes, and for each pointer POINTER: where it stands in the buffer, and to which place in the same
+buffer it is to point. The answer on standard output is ANSWER (0 or an errno; what the ioctl returned; the length),
+then the buffer as the kernel left it. A byte `.` says that it is ready. A descriptor is open for one request only.
 """
 
 import ctypes
-import fcntl
 import os
 import signal
 import struct
 import sys
 
-HEAD = struct.Struct("=IIII")
-ANSWER = struct.Struct("=iI")
+HEAD = struct.Struct("=IIIII")
+POINTER = struct.Struct("=II")
+ANSWER = struct.Struct("=iiI")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def answer(path: bytes, number: int, buffer: bytearray) -> int:
-    """Issue one ioctl, which changes the buffer; return 0 or the errno."""
+def answer(path: bytes, number: int, buffer: bytearray, pointers: list[tuple[int, int]]) -> tuple[int, int]:
+    """Issue one ioctl, which changes the buffer; return 0 or the errno, and what the ioctl returned."""
+    # not fcntl.ioctl: it gives the kernel a copy of a short buffer, to which no pointer leads
+    memory = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    for place, target in pointers:
+        struct.pack_into("=Q", buffer, place, ctypes.addressof(memory) + target)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl.ioctl(descriptor, number, buffer)
-        finally:
-            os.close(descriptor)
     except OSError as error:
-        return error.errno or 1
-    return 0
+        return error.errno or 1, 0
+    try:
+        returned = LIBC.ioctl(descriptor, ctypes.c_ulong(number), ctypes.c_void_p(ctypes.addressof(memory)))
+        return (ctypes.get_errno(), 0) if returned < 0 else (0, returned)
+    finally:
+        os.close(descriptor)
 
 
 def main() -> None:
     """Answer requests until standard input ends; end with the parent in any case, even while one hangs."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(b".")
     answers.flush()
     while len(head := requests.read(HEAD.size)) == HEAD.size:
-        path_size, sent, size, number = HEAD.unpack(head)
+        path_size, sent, size, number, count = HEAD.unpack(head)
         path, buffer = requests.read(path_size), bytearray(requests.read(sent).ljust(size, b"\0"))
-        refused = answer(path, number, buffer)
-        answers.write(ANSWER.pack(refused, len(buffer)) + buffer)
+        pointers = [POINTER.unpack(requests.read(POINTER.size)) for _ in range(count)]
+        answers.write(ANSWER.pack(*answer(path, number, buffer, pointers), len(buffer)) + buffer)
         answers.flush()
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class TreeIoctls:
         path = self._tree / name
         return json.loads(path.read_text()) if path.exists() else None
 
-    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
+    def ask(self, path: str, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int]) -> bytes:  # noqa: ARG002  answers go by the number
         """Return the answer of a file."""
         if number == TREE_SEARCH_V2 and (links := self._load("subvolumes.json")) is not None:
             return _links(links, struct.unpack_from("=Q", buffer, 8)[0])

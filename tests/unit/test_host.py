@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,8 @@ LOOKS: list[Callable[[Host, str], object]] = [
 
 
 class NoIoctls:
-    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
-        raise AssertionError((path, number, buffer, subject))
+    def ask(self, path: str, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int]) -> bytes:
+        raise AssertionError((path, number, buffer, subject, pointers))
 
     def close(self) -> None:
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -74,8 +74,8 @@ class HostileIoctls:
         self._tree = tree
         self.chance: random.Random | None = None
 
-    def ask(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
-        answer = self._tree.ask(path, number, buffer, subject)
+    def ask(self, path: str, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int]) -> bytes:
+        answer = self._tree.ask(path, number, buffer, subject, pointers)
         if self.chance is None:
             return answer
         return self.chance.choice((cut, insert, flip, flip, double, replace))(answer, self.chance)
