@@ -20,6 +20,7 @@ import structlog
 
 from agent import __version__
 from agent.collector import Collector
+from agent.command import HostCommands
 from agent.config import Config, load
 from agent.errors import ConfigError, StartError
 from agent.exposition import Form, Pages
@@ -70,9 +71,11 @@ class Engine:
         self.reload = Reload(succeeded_at=time.time())
         self.prober = HelperProber()
         self.ioctls = HelperIoctls()
+        self.commands = HostCommands()
         self.latches = Latches(options.state / "watermarks.json" if options.state else None)
         self.latches.load()
-        host = Host(options.procfs, options.sysfs, options.rootfs, options.dev, self.prober, ioctls=self.ioctls)
+        places = options.procfs, options.sysfs, options.rootfs, options.dev
+        host = Host(*places, self.prober, ioctls=self.ioctls, commands=self.commands)
         self.scheduler = Scheduler(host, self.latches, self.pages, node, options.state)
         self._self_page = SelfPage(self.pages, self.reload, has_process=has_process)
         self._publishing = threading.Lock()
@@ -97,6 +100,7 @@ class Engine:
             saver.join(SAVE_WITHIN)
         self.prober.close()
         self.ioctls.close()
+        self.commands.close()
 
 
 class Daemon:

@@ -72,10 +72,22 @@ class Ioctls(Protocol):
         ...
 
 
+class Commands(Protocol):
+    """Whatever runs the host's own programs, see `agent.command`."""
+
+    def run(self, root: str, argv: Sequence[str], deadline: float, subject: str) -> tuple[int, bytes]:
+        """Return exit code and output; raises a HostError named after `subject`. Takes `deadline` seconds at most."""
+        ...
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        ...
+
+
 class Host:
     """The door. Every failure is a HostError with the host's path; `errors` counts those that were skipped."""
 
-    def __init__(  # noqa: PLR0913  four places and the two doors to what may hang
+    def __init__(  # noqa: PLR0913  four places and the three doors to what may hang
         self,
         procfs: str = "/proc",
         sysfs: str = "/sys",
@@ -84,6 +96,7 @@ class Host:
         prober: Prober | None = None,
         *,
         ioctls: Ioctls | None = None,
+        commands: Commands | None = None,
     ) -> None:
         self.procfs = procfs.rstrip("/") or "/"
         self.sysfs = sysfs.rstrip("/") or "/"
@@ -91,13 +104,15 @@ class Host:
         self.dev = dev.rstrip("/") or "/"
         self.prober = prober
         self.ioctls = ioctls
+        self.commands = commands
         self.errors: Counter[str] = Counter()
         self.first_errors: list[HostError] = []
         self._told: set[tuple[str, str]] = set()
 
     def session(self) -> Host:
         """Return the same door with counts of its own, for one collector."""
-        return Host(self.procfs, self.sysfs, self.rootfs, self.dev, self.prober, ioctls=self.ioctls)
+        places = self.procfs, self.sysfs, self.rootfs, self.dev
+        return Host(*places, self.prober, ioctls=self.ioctls, commands=self.commands)
 
     def real(self, path: str) -> str:
         """Return where the host's `path` lies for us. Symbolic links are the caller's matter, see `resolve`.
@@ -226,6 +241,15 @@ class Host:
         if self.ioctls is None:
             raise Failed(subject or path, "no ioctls")
         return self.ioctls.ask(self.real(path), number, buffer, subject or path, pointers or {})
+
+    def command(self, *argv: str, deadline: float, subject: str = "") -> tuple[int, bytes]:
+        """Run one of the host's own programs; return its exit code and output. Stuck if it does not end in time.
+
+        For what neither a file nor an ioctl tells: `zfs`, `zpool`, `smartctl`. `subject` is what may hang.
+        """
+        if self.commands is None:
+            raise Failed(subject or argv[0], "no commands")
+        return self.commands.run(self.rootfs, argv, deadline, subject or argv[0])
 
     def skip(self, error: HostError) -> None:
         """Count one target's refusal by its reason; a target is remembered in `first_errors` only the first time."""
