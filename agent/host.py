@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from agent.errors import Failed, HostError, Malformed, Stuck, from_os
 
 READ_LIMIT = 64 * 1024 * 1024
+_NUMBER = 64  # bytes, more than any number has
 _LINKS = 40  # as the kernel's MAXSYMLINKS
 _DIGITS = 20  # of a u64
 
@@ -182,11 +183,27 @@ class Host:
 
     def read_int(self, path: str) -> int:
         """Return a file's one decimal number."""
-        text = self.read(path).strip()
-        # a float cannot hold what has hundreds of digits
-        if not text.removeprefix(b"-").isdigit() or len(text) > _DIGITS:
-            raise Malformed(path, f"expected a number, got {text[:40]!r}")
-        return int(text)
+        return _number(path, self.read(path))
+
+    def read_ints(self, directory: str, names: Sequence[str]) -> list[int]:
+        """Return the one decimal number of each of these small files of a directory, walking the way to it once."""
+        numbers: list[int] = []
+        name = ""
+        try:
+            place = os.open(self.real(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for name in names:
+                    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
+                    try:
+                        text = os.read(descriptor, _NUMBER)
+                    finally:
+                        os.close(descriptor)
+                    numbers.append(_number(f"{directory}/{name}", text))
+            finally:
+                os.close(place)
+        except OSError as error:
+            raise from_os(f"{directory}/{name}", error) from error
+        return numbers
 
     def names(self, path: str) -> list[str]:
         """Return a directory's names, sorted."""
@@ -275,3 +292,11 @@ def _check(path: str) -> None:
     except UnicodeEncodeError:
         pass
     raise Malformed(repr(path), "no file can have such a name")
+
+
+def _number(path: str, text: bytes) -> int:
+    text = text.strip()
+    # a float cannot hold what has hundreds of digits
+    if not text.removeprefix(b"-").isdigit() or len(text) > _DIGITS:
+        raise Malformed(path, f"expected a number, got {text[:40]!r}")
+    return int(text)

@@ -1,16 +1,20 @@
 """What btrfs shows in sysfs and answers to its searches.
 
-Sources: fs/btrfs/sysfs.c; include/uapi/linux/btrfs.h and btrfs_tree.h (btrfs_ioctl_search_args_v2, btrfs_root_ref).
+Sources: fs/btrfs/sysfs.c; include/uapi/linux/btrfs.h and btrfs_tree.h (btrfs_ioctl_search_args_v2, btrfs_root_ref,
+btrfs_ioctl_dev_info_args, btrfs_ioctl_quota_rescan_args).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 TREE_SEARCH_V2 = 0xC0709411
 INO_LOOKUP = 0xD0009412
+DEV_INFO = 0xD000941E
+RESCAN_STATUS = 0x8040942D
+RESCAN_REQUEST = bytes(64)
 TOP_LEVEL = 5  # the id of the subvolume that is the filesystem's root
 FIRST_SUBVOLUME = 256
 LIMIT_REFERENCED, LIMIT_EXCLUSIVE = 1, 2  # of limit_flags: BTRFS_QGROUP_LIMIT_MAX_RFER, _MAX_EXCL
@@ -22,6 +26,24 @@ _SIZE = struct.Struct("=Q")
 _HEADER = struct.Struct("=QQQII")
 _REF = struct.Struct("<QQH")
 _LOOKUP = struct.Struct("=QQ")
+_DEVICE = struct.Struct("=Q16x")
+_DEVICE_BYTES = struct.Struct("=24x2Q")
+_DEVICE_SIZE = 4096
+_RESCAN = struct.Struct("=Q")
+_RUNNING = 1  # of a rescan's flags
+_KEPT_FREE = 1 << 20  # bytes at a device's start that the kernel allocates to nothing
+# copies of each block by profile, and whether each needs a device of its own; those with parity are taken for mirrors
+_PROFILES = {
+    "single": (1, False),
+    "raid0": (1, False),
+    "dup": (2, False),
+    "raid1": (2, True),
+    "raid10": (2, True),
+    "raid5": (2, True),
+    "raid1c3": (3, True),
+    "raid6": (3, True),
+    "raid1c4": (4, True),
+}
 _COUNT_AT, _ITEMS_AT = 64, 112
 _MOST = 4096  # items of one search
 _ANSWER = 65536  # bytes of one search's answer
@@ -96,6 +118,41 @@ def directory_request(tree: int, directory: int) -> bytes:
 def parse_directory(answer: bytes) -> bytes:
     """Return the path that was asked for, such as `a/b/`, empty for the subvolume's root."""
     return answer[_LOOKUP.size :].partition(b"\0")[0]
+
+
+def device_request(devid: int) -> bytes:
+    """Return a question for the size of one device of the filesystem."""
+    return _DEVICE.pack(devid).ljust(_DEVICE_SIZE, b"\0")
+
+
+def parse_device(answer: bytes) -> int:
+    """Return the bytes of a device that belong to no block group: its size as btrfs knows it less what is allocated.
+
+    The filesystem may be smaller than the block device is.
+    """
+    allocated, size = _DEVICE_BYTES.unpack_from(answer)
+    return max(0, int(size) - int(allocated))
+
+
+def parse_rescan(answer: bytes) -> bool:
+    """Return whether a rescan of the qgroups is running."""
+    (flags,) = _RESCAN.unpack_from(answer)
+    return bool(flags & _RUNNING)
+
+
+def allocatable(unallocated: Sequence[int], profile: str) -> int | None:
+    """Return the most bytes that block groups of a profile can still get; None for a profile that we do not know.
+
+    `unallocated` is by device. Copies that need devices of their own stop where too few devices have room left.
+    """
+    if profile not in _PROFILES:
+        return None
+    copies, is_apart = _PROFILES[profile]
+    free = sorted((max(0, each - _KEPT_FREE) for each in unallocated), reverse=True)
+    if not is_apart:
+        return sum(free) // copies
+    # the largest device may be larger than all others can mirror: then it counts for one copy of each block only
+    return min(sum(free[alone:]) // (copies - alone) for alone in range(copies))
 
 
 def subvolume_paths(links: Iterable[Link], directories: Mapping[tuple[int, int], bytes]) -> dict[int, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +103,39 @@ def test_damaged_answers_give_links_that_were_there_or_fewer(place: int, byte: i
 def test_any_name_is_a_qgroup_or_none(name: str) -> None:
     found = btrfs.parse_qgroup(name)
     assert found is None or found.replace("/", "_") == name
+
+
+def test_a_devices_unallocated_bytes_are_by_the_size_that_btrfs_knows() -> None:
+    answer = struct.pack("=Q16sQQ", 1, b"u" * 16, 300, 1000).ljust(4096, b"\0")
+    assert btrfs.parse_device(answer) == 700
+    assert btrfs.parse_device(struct.pack("=24xQQ", 1000, 300).ljust(4096, b"\0")) == 0
+    assert struct.unpack_from("=Q", btrfs.device_request(7)) == (7,)
+
+
+def test_a_rescan_is_running_by_its_flag() -> None:
+    assert btrfs.parse_rescan(struct.pack("=QQ48x", 1, 4096))
+    assert not btrfs.parse_rescan(struct.pack("=QQ48x", 0, 4096))
+
+
+@pytest.mark.parametrize(
+    ("profile", "unallocated", "expected"),
+    [
+        ("single", [11, 21], 30),
+        ("dup", [11, 21], 15),
+        ("raid1", [11, 21], 10),
+        ("raid1", [11, 11, 21], 20),
+        ("raid1", [11], 0),
+        ("raid1c3", [101, 11, 6], 5),
+        ("raid1c3", [11, 11, 11], 10),
+        ("raid1c4", [101, 101, 11, 6], 5),
+        ("raid1", [], 0),
+        ("single", [0.5], 0),
+        ("raid9", [100], None),
+    ],
+)
+def test_what_can_be_allocated_depends_on_copies_and_devices(
+    profile: str, unallocated: list[float], expected: int | None
+) -> None:
+    mib = 1 << 20
+    found = btrfs.allocatable([int(each * mib) for each in unallocated], profile)
+    assert found == (None if expected is None else expected * mib)

@@ -57,3 +57,26 @@ def test_what_is_no_number_of_the_kernel_is_malformed(text: str, tmp_path: Path)
     (tmp_path / "file").write_text(text)
     with pytest.raises(Malformed, match="expected a number"):
         Host(rootfs=str(tmp_path)).read_int("/file")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    (tmp_path / "qgroups" / "0_5").mkdir(parents=True)
+    for name, text in {"referenced": "16384\n", "exclusive": "0\n", "bad": "16 KiB\n", "empty": ""}.items():
+        (tmp_path / "qgroups" / "0_5" / name).write_text(text)
+    return Host(sysfs=str(tmp_path))
+
+
+def test_numbers_of_a_directory_come_in_the_order_of_their_names(host: Host) -> None:
+    assert host.read_ints("sys/qgroups/0_5", ("referenced", "exclusive", "referenced")) == [16384, 0, 16384]
+
+
+def test_a_number_that_is_none_or_absent_is_named(host: Host) -> None:
+    with pytest.raises(Malformed, match="sys/qgroups/0_5/bad: expected a number, got b'16 KiB"):
+        host.read_ints("sys/qgroups/0_5", ("exclusive", "bad"))
+    with pytest.raises(Malformed, match="sys/qgroups/0_5/empty"):
+        host.read_ints("sys/qgroups/0_5", ("empty",))
+    with pytest.raises(Vanished, match="sys/qgroups/0_5/absent"):
+        host.read_ints("sys/qgroups/0_5", ("exclusive", "absent"))
+    with pytest.raises(Vanished, match="sys/qgroups/0_6/"):
+        host.read_ints("sys/qgroups/0_6", ("exclusive",))
