@@ -1,36 +1,51 @@
 """Quota groups, allocation and device errors of every mounted btrfs.
 
 Source: /sys/fs/btrfs/UUID/ (fs/btrfs/sysfs.c; btrfs-progs Documentation/ch-sysfs.rst): qgroups since Linux 5.9, their
-state since 6.1, `mode` since 6.7, error_stats since 5.14, commit_stats since 6.0. Bytes. Subvolumes' paths come from
-searches in the filesystem (CAP_SYS_ADMIN), which a helper process does, as they may read the disk.
+state since 6.1, `mode` since 6.7, error_stats since 5.14, commit_stats since 6.0. Bytes. Subvolumes' paths, a rescan's
+state (both CAP_SYS_ADMIN) and the devices' sizes are ioctls: a helper process does them, as they may read the disk.
 
 A limit counts only if its bit in limit_flags is set. While the kernel calls its qgroups inconsistent their usage is
-wrong: it is withheld then, and with it the ratios. btrfs returns ENOSPC while `df` shows room: its metadata fills up on
-its own, once no room is left to allocate more for it.
+wrong, and so it is while it counts them anew, from 0 on and without a word in sysfs: it is withheld then, and with it
+the ratios. btrfs returns ENOSPC while `df` shows room: its metadata fills up on its own, once no room is left to
+allocate more for it, see METADATA_NODES.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterator, Mapping
+import math
+import os
+import shlex
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
-from agent.errors import HostError, Malformed, Vanished
+from agent.errors import HostError, Malformed, Stuck, Unreachable, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
-from agent.watermark import Tier, Watermark
+from agent.watermark import Reading, Tier, Watermark, step
 from collectors.readers import btrfs
-from collectors.readers.mountinfo import parse, visible
+from collectors.readers.mountinfo import Mount, carrying, parse, visible
 
 ROOT = "sys/fs/btrfs"
-LINKS_EVERY = 300.0  # seconds between searches for paths while no qgroup comes or goes: subvolumes may be renamed
 SEARCHES = 1000  # of one filesystem's subvolumes, with 64 KiB of them each: a bound
+MIB, GIB = 1 << 20, 1 << 30
+NUMBERS = ("limit_flags", "referenced", "exclusive", "rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc")
 
+# Metadata's room is what its block groups have free, the kernel's own reserve (global_rsv) left out, and what is
+# unallocated, by the number of copies. The kernel sets the worst case of each operation aside before it does it: on
+# Linux 6.18 creating a file failed at 3.7 MiB of room with nodes of 16 KiB and at 0.9 MiB with those of 4 KiB, about
+# 235 nodes, whatever the size. So 512 nodes are short (8 MiB: the last 7,000 of 40,000 empty files on 300 MiB of which
+# data had taken all the rest; it had 26 MiB of room before the first), and on larger filesystems a tenth of the
+# metadata, a GiB at most. bytes_may_use (6 to 25 MiB there) is mostly promises that a commit takes back: no measure.
+METADATA_NODES = 512
+METADATA_SHARE, METADATA_MOST = 0.1, GIB
+METADATA_CLEAR = 1.25  # of what raises it
+
+NOBODY: LabelSet = ("",) * len(CONTAINER_LABELS)
 LABELS = ("uuid", "qgroup", "path", *CONTAINER_LABELS)
 REFERENCED = Metric(
     "ullage_qgroup_referenced_bytes", "Bytes that the qgroup's subvolumes refer to, shared ones too.", LABELS
@@ -47,6 +62,9 @@ ENABLED = Metric("ullage_qgroups_enabled", "Whether quota is enabled on the btrf
 INCONSISTENT = Metric(
     "ullage_qgroups_inconsistent", "Whether the qgroups' numbers are wrong until a rescan (1).", ("uuid",)
 )
+RESCANNING = Metric(
+    "ullage_qgroups_rescan_running", "Whether all qgroups are counted anew: no usage is shown then (1).", ("uuid",)
+)
 MODE = Metric("ullage_qgroups_mode", "How quota counts: qgroup, or squota (1).", ("uuid", "mode"))
 
 BLOCKS = ("uuid", "type")
@@ -54,7 +72,11 @@ ALLOCATED = Metric("ullage_btrfs_allocated_bytes", "Bytes allocated to block gro
 USED = Metric("ullage_btrfs_used_bytes", "Bytes used inside allocated block groups.", BLOCKS)
 PINNED = Metric("ullage_btrfs_pinned_bytes", "Bytes freed, but not before the next commit.", BLOCKS)
 MAY_USE = Metric("ullage_btrfs_may_use_bytes", "Bytes promised to writes that are not on disk yet.", BLOCKS)
+MIXED = ("mixed", "data_metadata")  # block groups of data and metadata together, on small filesystems
 ALLOCATION = {"total_bytes": ALLOCATED, "bytes_used": USED, "bytes_pinned": PINNED, "bytes_may_use": MAY_USE}
+UNALLOCATED = Metric(
+    "ullage_btrfs_unallocated_bytes", "Bytes of the writable devices that belong to no block group.", ("uuid",)
+)
 
 DEVICE_ERRORS = Metric(
     "ullage_btrfs_device_errors_total",
@@ -109,17 +131,84 @@ HAS_ERRORS = Finding(
     "Device {devid} of the btrfs {uuid} has counted errors: {errors}.",
     "btrfs device stats {mount}; btrfs scrub start {mount}   # then replace the device, or reset with device stats -z",
 )
+METADATA_FULL = Finding(
+    "btrfs-metadata-full",
+    "critical",
+    "The btrfs {target} will soon refuse new files with ENOSPC, though `df` may show room: {room} MiB are left for "
+    "metadata of which it has {size} MiB, unallocated space included.",
+    "btrfs balance start {filters} {mount}   # turns emptier block groups into unallocated space; or give it more: "
+    "btrfs device add DEVICE {mount}",
+)
+PRESSURE = Finding(
+    "pressure-candidate",
+    "info",
+    "{who} is the fullest of its btrfs: qgroup {target} uses {percent} % of its limit of {limit} {kind} bytes. "
+    "It falls below {clear} % when {surplus} bytes go, or with a limit of {wanted}.",
+    "btrfs qgroup limit {flag}{wanted} {qgroup} {mount}   # or delete files in it",
+)
 
-_DOCKER = re.compile(r"(?:^|/)btrfs/subvolumes/(?P<id>[0-9a-f]{64})(?:-init)?$")
+
+class _Row(NamedTuple):
+    """A qgroup. Usage is None while it is not known, limits where there are none."""
+
+    uuid: str
+    qgroup: str
+    labels: LabelSet
+    referenced: int | None
+    exclusive: int | None
+    referenced_limit: int | None
+    exclusive_limit: int | None
+    reserved: int
+    is_stale: bool
+
+    @property
+    def is_limited(self) -> bool:
+        return self.referenced_limit is not None or self.exclusive_limit is not None
+
+    def samples(self) -> Iterator[Yield]:
+        if self.referenced is not None:
+            yield REFERENCED(self.referenced, *self.labels)
+        if self.exclusive is not None:
+            yield EXCLUSIVE(self.exclusive, *self.labels)
+        if self.referenced_limit is not None:
+            yield REFERENCED_LIMIT(self.referenced_limit, *self.labels)
+        if self.exclusive_limit is not None:
+            yield EXCLUSIVE_LIMIT(self.exclusive_limit, *self.labels)
+        yield RESERVED(self.reserved, *self.labels)
+        if self.is_stale:
+            yield STALE(1, *self.labels)
 
 
 @dataclass(slots=True)
-class _Links:
-    """The subvolumes of one btrfs as last searched; `paths` is None where that was refused."""
+class _Filesystem:
+    """A btrfs in one run. One that does not answer is not asked again until the next."""
 
-    qgroups: tuple[str, ...]
-    read_at: float
-    paths: Mapping[int, bytes] | None
+    uuid: str
+    mount: str
+    is_stuck: bool = False
+
+    @property
+    def base(self) -> str:
+        return f"{ROOT}/{self.uuid}"
+
+    @property
+    def quoted(self) -> str:
+        """The mount point for a command."""
+        return shlex.quote(self.mount) if self.mount else "MOUNTPOINT"
+
+    def ask(self, host: Host, number: int, request: bytes) -> bytes:
+        if not self.mount:
+            raise Unreachable(self.uuid, "mounted where we cannot reach it")
+        if self.is_stuck:
+            raise Stuck(self.uuid, "did not answer before")
+        try:
+            return host.ioctl(self.mount, number, request, self.uuid)
+        except Stuck:
+            self.is_stuck = True
+            raise
+
+
+Owners = Mapping[tuple[str, bytes | int], LabelSet]  # by a btrfs, and a subvolume's path or id in it
 
 
 @dataclass(slots=True)
@@ -128,8 +217,9 @@ class Qgroups:
 
     start: Start
     _containers: Containers = field(init=False)
-    _links: dict[str, _Links] = field(default_factory=dict)
     _had_quota: set[str] = field(default_factory=set)
+    _short: set[str] = field(default_factory=set)  # of room for metadata
+    _pressed: dict[str, str] = field(default_factory=dict)  # the candidate's qgroup of each btrfs
 
     def __post_init__(self) -> None:
         """Prepare the names of containers."""
@@ -141,136 +231,308 @@ class Qgroups:
     def collect(self, host: Host) -> Iterator[Yield]:
         """Read every btrfs of the host."""
         uuids = [name for name in host.names(ROOT) if host.exists(f"{ROOT}/{name}/allocation")]
-        mounts = _mounts(host)
-        self._links = {uuid: links for uuid, links in self._links.items() if uuid in uuids}
-        self._had_quota &= set(uuids)
-        owners = self._owners(host)
-        for uuid in uuids:
-            mount = next((mounts[name] for name in _names(host, f"{ROOT}/{uuid}/devices") if name in mounts), "")
+        self._forget_all_but(uuids)
+        by_device = {device: uuid for uuid in uuids for device in _names(host, f"{ROOT}/{uuid}/devices")}
+        filesystems = _mounted(host, uuids, by_device)
+        owners = self._owners(host, by_device)
+        rows: list[_Row] = []
+        for each in filesystems:
             with host.skipping():
-                yield from _allocation(host, uuid)
+                yield from _allocation(host, each.uuid)
             with host.skipping():
-                yield from _devices(host, uuid, mount)
+                yield from self._room(host, each)
             with host.skipping():
-                yield from _commits(host, uuid)
+                yield from _devices(host, each)
             with host.skipping():
-                yield from self._quota(host, uuid, mount, owners)
+                yield from _commits(host, each.uuid)
+            with host.skipping():
+                rows += yield from self._quota(host, each, owners)
+        # what a watermark compares comes first: the budget of series, if it does not suffice, drops the last
+        for row in sorted(rows, key=lambda each: not each.is_limited):
+            yield from row.samples()
+        for each in filesystems:
+            yield from self._pressure(each, [row for row in rows if row.uuid == each.uuid])
 
-    def _quota(self, host: Host, uuid: str, mount: str, owners: Mapping[str, str]) -> Iterator[Yield]:
-        base = f"{ROOT}/{uuid}/qgroups"
+    def _forget_all_but(self, uuids: Sequence[str]) -> None:
+        self._had_quota &= set(uuids)
+        self._short &= set(uuids)
+        self._pressed = {uuid: qgroup for uuid, qgroup in self._pressed.items() if uuid in uuids}
+
+    def _room(self, host: Host, filesystem: _Filesystem) -> Iterator[Yield]:
+        """Yield what is unallocated, and whether metadata is short of room."""
+        unallocated = _unallocated(host, filesystem)
+        yield UNALLOCATED(sum(unallocated), filesystem.uuid)
+        room = _metadata_room(host, filesystem.uuid, unallocated)
+        if room is None:
+            return
+        factor = METADATA_CLEAR if filesystem.uuid in self._short else 1.0
+        if room.left >= factor * room.least:
+            self._short.discard(filesystem.uuid)
+            return
+        self._short.add(filesystem.uuid)
+        yield METADATA_FULL(
+            filesystem.uuid,
+            room=f"{max(0, room.left) / MIB:.1f}",
+            size=f"{room.size / MIB:.1f}",
+            filters="-dusage=10 -musage=10" if room.kind in MIXED else "-dusage=10",
+            mount=filesystem.quoted,
+        )
+
+    def _quota(self, host: Host, filesystem: _Filesystem, owners: Owners) -> Generator[Yield, None, list[_Row]]:
+        uuid, base = filesystem.uuid, f"{filesystem.base}/qgroups"
         is_on = host.exists(base)
         yield ENABLED(int(is_on), uuid)
         if not is_on:
             if uuid in self._had_quota:
-                yield DISAPPEARED(uuid, mount=mount or "MOUNTPOINT")
-            return
+                yield DISAPPEARED(uuid, mount=filesystem.quoted)
+            return []
         self._had_quota.add(uuid)
         is_inconsistent = bool(_optional(host, f"{base}/inconsistent"))
         yield INCONSISTENT(int(is_inconsistent), uuid)
         if is_inconsistent:
-            yield IS_INCONSISTENT(uuid, mount=mount or "MOUNTPOINT")
+            yield IS_INCONSISTENT(uuid, mount=filesystem.quoted)
         mode = "qgroup"  # there was no other before Linux 6.7, nor the file
         if host.exists(f"{base}/mode"):
             mode = label(host.read(f"{base}/mode").strip())
         yield MODE(1, uuid, mode)
-        directories = tuple(name for name in host.names(base) if btrfs.parse_qgroup(name))
-        paths = self._paths(host, uuid, mount, directories)
-        for directory in directories:
+        is_rescanning = None
+        with host.skipping():
+            is_rescanning = _is_rescanning(host, filesystem)
+            yield RESCANNING(int(is_rescanning), uuid)
+        rows = _rows(host, filesystem, owners)
+        # once more, for it may have begun while they were read
+        is_wrong = is_inconsistent or is_rescanning or bool(_optional(host, f"{base}/inconsistent"))
+        if not is_wrong and is_rescanning is not None:
+            is_wrong = _is_rescanning(host, filesystem)
+        return [row._replace(referenced=None, exclusive=None) for row in rows] if is_wrong else rows
+
+    def _owners(self, host: Host, by_device: Mapping[str, str]) -> Owners:
+        """Return the containers' labels by where their root filesystems lie.
+
+        Docker keeps each in a subvolume whose path says so, which is compared as a whole: a container may make
+        subvolumes of any name inside its own. containerd mounts each at a place that says so.
+        """
+        found: dict[tuple[str, bytes | int], LabelSet] = {}
+        ids = set()
+        with host.skipping():
+            mounts = visible(parse(host.read("proc/1/mountinfo"))[0])
+            uuids = {mount: _uuid_of(host, mount, by_device) for mount in mounts if mount.fstype == "btrfs"}
+            places = _docker_places(host, self.start.runtimes.docker_roots, mounts, uuids) if uuids else []
+            for layer, owner in self._containers.docker_layers("btrfs").items() if places else ():
+                ids.add(owner)
+                if container := self._containers.lookup_id(owner):
+                    found |= {(uuid, place + b"/" + os.fsencode(layer)): container.labels for uuid, place in places}
+            for mount, uuid in uuids.items():
+                subvolume = _subvolume_of(mount)
+                container = self._containers.lookup_rootfs(mount.mountpoint) if uuid and subvolume else None
+                if container is not None and subvolume is not None:
+                    ids.add(container.id)
+                    found[uuid, subvolume] = container.labels
+            self._containers.retain_ids(ids)
+        return found
+
+    def _pressure(self, filesystem: _Filesystem, rows: Sequence[_Row]) -> Iterator[Found]:
+        """Find the container behind the fullest qgroup; it stays the one until another is fuller by a whole band."""
+        first, uuid = TIERS[0], filesystem.uuid
+        if any(row.referenced is None for row in rows):  # who was found stays so, but nothing is said of it now
+            return
+        shares = {row.qgroup: share for row in rows if any(row.labels[3:]) and (share := _fullest(row))}
+        held = self._pressed.pop(uuid, "")
+        levels = {qgroup: step(int(qgroup == held), Reading(share.ratio), (first,)) for qgroup, share in shares.items()}
+        raised = [qgroup for qgroup, level in levels.items() if level]
+        if not raised:
+            return
+        chosen = max(raised, key=lambda qgroup: shares[qgroup].ratio)
+        band = first.raise_at - first.clear_at
+        if held in raised and shares[chosen].ratio - shares[held].ratio < band:
+            chosen = held
+        self._pressed[uuid] = chosen
+        yield _candidate(filesystem, chosen, shares[chosen])
+
+
+def _rows(host: Host, filesystem: _Filesystem, owners: Owners) -> list[_Row]:
+    paths = None
+    with host.skipping():
+        # each time, 5 us a subvolume: a deleted one may leave its qgroup, so that nothing in sysfs tells of it
+        paths = _search(host, filesystem)
+    rows = []
+    for directory in host.names(f"{filesystem.base}/qgroups"):
+        if btrfs.parse_qgroup(directory):
             with host.skipping():
-                yield from self._one(host, uuid, directory, paths, owners, is_known=not is_inconsistent)
-
-    def _one(  # noqa: PLR0913
-        self,
-        host: Host,
-        uuid: str,
-        directory: str,
-        paths: Mapping[int, bytes] | None,
-        owners: Mapping[str, str],
-        *,
-        is_known: bool,
-    ) -> Iterator[Yield]:
-        base = f"{ROOT}/{uuid}/qgroups/{directory}"
-        level, _, number = directory.partition("_")
-        path = paths.get(int(number)) if paths is not None and level == "0" else None
-        text = "" if path is None else label(b"/" + path)
-        labels: LabelSet = (uuid, f"{level}/{number}", text, *self._container(path, owners))
-        flags = host.read_int(f"{base}/limit_flags")
-        referenced, exclusive = host.read_int(f"{base}/referenced"), host.read_int(f"{base}/exclusive")
-        if is_known:
-            yield REFERENCED(referenced, *labels)
-            yield EXCLUSIVE(exclusive, *labels)
-        if flags & btrfs.LIMIT_REFERENCED:
-            yield REFERENCED_LIMIT(host.read_int(f"{base}/max_referenced"), *labels)
-        if flags & btrfs.LIMIT_EXCLUSIVE:
-            yield EXCLUSIVE_LIMIT(host.read_int(f"{base}/max_exclusive"), *labels)
-        reserved = [host.read_int(f"{base}/{name}") for name in ("rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc")]
-        yield RESERVED(sum(reserved), *labels)
-        if paths is not None and level == "0" and path is None:
-            yield STALE(1, *labels)
-
-    def _container(self, path: bytes | None, owners: Mapping[str, str]) -> LabelSet:
-        match = _DOCKER.search(path.decode("utf-8", "replace")) if path else None
-        owner = owners.get(match["id"]) if match else None
-        found = self._containers.lookup_id(owner) if owner else None
-        return found.labels if found is not None else ("", "", "", "")
-
-    def _owners(self, host: Host) -> dict[str, str]:
-        """Return the containers' ids by the names of their writable layers, of Docker's btrfs driver."""
-        owners = {}
-        for root in self.start.runtimes.docker_roots:
-            base = f"{host.resolve(root)}/image/btrfs/layerdb/mounts"
-            for container in _names(host, base):
-                with host.skipping():
-                    owners[host.read(f"{base}/{container}/mount-id").decode("ascii", "replace").strip()] = container
-        return owners
-
-    def _paths(self, host: Host, uuid: str, mount: str, directories: tuple[str, ...]) -> Mapping[int, bytes] | None:
-        now = time.monotonic()
-        known = self._links.get(uuid)
-        if known is None or known.qgroups != directories or now - known.read_at >= LINKS_EVERY:
-            known = self._links[uuid] = _Links(directories, now, None)
-            if mount:
-                with host.skipping():
-                    known.paths = _search(host, mount, uuid)
-        return known.paths
+                rows.append(_row(host, filesystem.uuid, directory, paths, owners))
+    return rows
 
 
-def _search(host: Host, mount: str, uuid: str) -> Mapping[int, bytes]:
+def _row(host: Host, uuid: str, directory: str, paths: Mapping[int, bytes] | None, owners: Owners) -> _Row:
+    base = f"{ROOT}/{uuid}/qgroups/{directory}"
+    flags, referenced, exclusive, *reserved = host.read_ints(base, NUMBERS)
+    level, _, number = directory.partition("_")
+    path, container = None, None
+    if level == "0":
+        path = paths.get(int(number)) if paths is not None else None
+        container = owners.get((uuid, int(number))) or (owners.get((uuid, path)) if path else None)
+    text = "" if path is None else label(b"/" + path)
+    return _Row(
+        uuid,
+        qgroup=f"{level}/{number}",
+        labels=(uuid, f"{level}/{number}", text, *(container or NOBODY)),
+        referenced=referenced,
+        exclusive=exclusive,
+        referenced_limit=host.read_int(f"{base}/max_referenced") if flags & btrfs.LIMIT_REFERENCED else None,
+        exclusive_limit=host.read_int(f"{base}/max_exclusive") if flags & btrfs.LIMIT_EXCLUSIVE else None,
+        reserved=sum(reserved),
+        is_stale=paths is not None and level == "0" and path is None,
+    )
+
+
+class _Share(NamedTuple):
+    """How much of a limit is used."""
+
+    row: _Row
+    kind: str
+    used: int
+    limit: int
+
+    @property
+    def ratio(self) -> float:
+        return self.used / self.limit
+
+
+def _fullest(row: _Row) -> _Share | None:
+    """Return the fuller of a qgroup's two limits."""
+    shares = [
+        _Share(row, kind, used, limit)
+        for kind, used, limit in (
+            ("referenced", row.referenced, row.referenced_limit),
+            ("exclusive", row.exclusive, row.exclusive_limit),
+        )
+        if used is not None and limit
+    ]
+    return max(shares, key=lambda share: share.ratio, default=None)
+
+
+def _candidate(filesystem: _Filesystem, qgroup: str, share: _Share) -> Found:
+    namespace, pod, container, short_id = share.row.labels[3:]
+    clear_at = TIERS[0].clear_at
+    wanted = math.floor(share.used / clear_at) + 1
+    return PRESSURE(
+        f"{filesystem.uuid}/{qgroup}",
+        who=f"Container {container or short_id}" + (f" of pod {namespace}/{pod}" if pod else ""),
+        percent=f"{100 * share.ratio:.1f}",
+        kind=share.kind,
+        limit=share.limit,
+        clear=f"{100 * clear_at:.0f}",
+        surplus=max(0, share.used - math.ceil(share.limit * clear_at) + 1),
+        wanted=math.ceil(wanted / MIB) * MIB,
+        flag="-e " if share.kind == "exclusive" else "",
+        qgroup=qgroup,  # not its path: that may hold anything, and this is a command
+        mount=filesystem.quoted,
+    )
+
+
+def _is_rescanning(host: Host, filesystem: _Filesystem) -> bool:
+    return btrfs.parse_rescan(filesystem.ask(host, btrfs.RESCAN_STATUS, btrfs.RESCAN_REQUEST))
+
+
+def _unallocated(host: Host, filesystem: _Filesystem) -> list[int]:
+    """Return the unallocated bytes of each device that the kernel may allocate on."""
+    found = []
+    for devid in host.names(f"{filesystem.base}/devinfo"):
+        place = f"{filesystem.base}/devinfo/{devid}"
+        if devid.isdecimal() and host.read_int(f"{place}/writeable") and not host.read_int(f"{place}/missing"):
+            answer = filesystem.ask(host, btrfs.DEV_INFO, btrfs.device_request(int(devid)))
+            found.append(btrfs.parse_device(answer))
+    return found
+
+
+class _Room(NamedTuple):
+    """Bytes that are left for metadata, the least that should be, and what it has; `kind` is the block groups'."""
+
+    kind: str
+    left: int
+    least: float
+    size: int
+
+
+def _metadata_room(host: Host, uuid: str, unallocated: Sequence[int]) -> _Room | None:
+    allocation = f"{ROOT}/{uuid}/allocation"
+    for kind in ("metadata", *MIXED):
+        base = f"{allocation}/{kind}"
+        if not host.exists(base):
+            continue
+        size, *taken = host.read_ints(base, ("total_bytes", "bytes_used", "bytes_reserved", "bytes_readonly"))
+        taken.append(_optional(host, f"{base}/bytes_zone_unusable"))
+        taken.append(host.read_int(f"{allocation}/global_rsv_size"))
+        profiles = [name for name in host.names(base) if host.exists(f"{base}/{name}/total_bytes")]
+        gains = [btrfs.allocatable(unallocated, name) for name in profiles]
+        known = [gain for gain in gains if gain is not None]
+        if not known or len(known) < len(gains):  # a profile that came after us
+            return None
+        least = max(
+            METADATA_NODES * host.read_int(f"{ROOT}/{uuid}/nodesize"), min(METADATA_SHARE * size, METADATA_MOST)
+        )
+        return _Room(kind, size - sum(taken) + min(known), least, size)
+    return None
+
+
+def _uuid_of(host: Host, mount: Mount, by_device: Mapping[str, str]) -> str:
+    return by_device.get(host.resolve(mount.source).rpartition("/")[2], "")
+
+
+def _docker_places(
+    host: Host, roots: Sequence[str], mounts: Sequence[Mount], uuids: Mapping[Mount, str]
+) -> list[tuple[str, bytes]]:
+    """Return where in which btrfs Docker keeps subvolumes."""
+    places = []
+    for root in roots:
+        path = f"{host.resolve(root).rstrip('/')}/btrfs/subvolumes"
+        mount = carrying(mounts, path)
+        if mount is not None and uuids.get(mount):
+            inside = f"{mount.root}/{path.removeprefix(mount.mountpoint)}".strip("/")
+            places.append((uuids[mount], os.fsencode(os.path.normpath(inside))))
+    return places
+
+
+def _subvolume_of(mount: Mount) -> int | None:
+    """Return the id of the subvolume that is mounted; the first such option, for those after it may hold a path."""
+    options = (option.partition("=") for option in mount.super_options)
+    return next((int(value) for key, _, value in options if key == "subvolid" and value.isdecimal()), None)
+
+
+def _search(host: Host, filesystem: _Filesystem) -> Mapping[int, bytes]:
     """Return the paths of all subvolumes. Raises HostError, Stuck among them."""
     links, first = [], btrfs.FIRST_SUBVOLUME
     for _ in range(SEARCHES):
-        answer = host.ioctl(mount, btrfs.TREE_SEARCH_V2, btrfs.links_request(first), uuid)
+        answer = filesystem.ask(host, btrfs.TREE_SEARCH_V2, btrfs.links_request(first))
         found, following = btrfs.parse_links(answer)
         links += found
         if following is None:
             break
         first = following
     else:
-        raise Malformed(uuid, f"more subvolumes than {SEARCHES} searches find")
+        raise Malformed(filesystem.uuid, f"more subvolumes than {SEARCHES} searches find")
     directories = {}
     for link in links:
         place = link.parent, link.directory
         if link.directory != btrfs.FIRST_SUBVOLUME and place not in directories:
             try:
-                answer = host.ioctl(mount, btrfs.INO_LOOKUP, btrfs.directory_request(*place), uuid)
+                answer = filesystem.ask(host, btrfs.INO_LOOKUP, btrfs.directory_request(*place))
             except Vanished:  # moved or deleted since
                 continue
             directories[place] = btrfs.parse_directory(answer)
     return btrfs.subvolume_paths(links, directories)
 
 
-def _mounts(host: Host) -> dict[str, str]:
-    """Return by device name the host's mount point of each btrfs that we reach."""
-    found: dict[str, str] = {}
+def _mounted(host: Host, uuids: Sequence[str], by_device: Mapping[str, str]) -> list[_Filesystem]:
+    """Return each btrfs with the shortest of the host's mount points by which we reach it, empty if there is none."""
+    points: dict[str, str] = {}
     with host.skipping():
-        mounts, _ = parse(host.read("proc/self/mountinfo"))
-        for mount in visible(mounts):
-            inside = mount.mountpoint == host.rootfs or mount.mountpoint.startswith(host.rootfs + "/")
-            if mount.fstype == "btrfs" and inside:
-                name = host.resolve(mount.source).rpartition("/")[2]
+        for mount in visible(parse(host.read("proc/self/mountinfo"))[0]):
+            is_inside = mount.mountpoint == host.rootfs or mount.mountpoint.startswith(host.rootfs + "/")
+            if mount.fstype == "btrfs" and is_inside and (uuid := _uuid_of(host, mount, by_device)):
                 point = mount.mountpoint[len(host.rootfs) :] or "/"
-                found[name] = min(found.get(name, point), point, key=lambda each: (len(each), each))
-    return found
+                points[uuid] = min(points.get(uuid, point), point, key=lambda each: (len(each), each))
+    return [_Filesystem(uuid, points.get(uuid, "")) for uuid in uuids]
 
 
 def _names(host: Host, path: str) -> list[str]:
@@ -291,7 +553,7 @@ def _optional(host: Host, path: str) -> int:
 
 
 def _allocation(host: Host, uuid: str) -> Iterator[Yield]:
-    for kind in ("data", "metadata", "system", "mixed", "data_metadata"):
+    for kind in ("data", "metadata", "system", *MIXED):
         base = f"{ROOT}/{uuid}/allocation/{kind}"
         if host.exists(base):
             for name, metric in ALLOCATION.items():
@@ -299,7 +561,8 @@ def _allocation(host: Host, uuid: str) -> Iterator[Yield]:
                     yield metric(host.read_int(f"{base}/{name}"), uuid, kind)
 
 
-def _devices(host: Host, uuid: str, mount: str) -> Iterator[Yield]:
+def _devices(host: Host, filesystem: _Filesystem) -> Iterator[Yield]:
+    uuid = filesystem.uuid
     for devid in _names(host, f"{ROOT}/{uuid}/devinfo"):
         try:
             errors = btrfs.parse_table(host.read(f"{ROOT}/{uuid}/devinfo/{devid}/error_stats"))
@@ -309,11 +572,8 @@ def _devices(host: Host, uuid: str, mount: str) -> Iterator[Yield]:
             yield DEVICE_ERRORS(count, uuid, devid, label(name.removesuffix("_errs")))
         counted = [f"{count} {name.removesuffix('_errs')}" for name, count in errors.items() if count]
         if counted:
-            yield _errors_of(uuid, devid, ", ".join(counted), mount)
-
-
-def _errors_of(uuid: str, devid: str, errors: str, mount: str) -> Found:
-    return HAS_ERRORS(f"{uuid}/{devid}", uuid=uuid, devid=devid, errors=errors, mount=mount or "MOUNTPOINT")
+            told = ", ".join(counted)
+            yield HAS_ERRORS(f"{uuid}/{devid}", uuid=uuid, devid=devid, errors=told, mount=filesystem.quoted)
 
 
 def _commits(host: Host, uuid: str) -> Iterator[Yield]:
@@ -342,10 +602,10 @@ COLLECTOR = Collector(
     series_budget=40_000,
     metrics=(
         *(REFERENCED, EXCLUSIVE, REFERENCED_LIMIT, EXCLUSIVE_LIMIT, RESERVED, STALE),
-        *(ENABLED, INCONSISTENT, MODE, *ALLOCATION.values()),
+        *(ENABLED, INCONSISTENT, MODE, RESCANNING, *ALLOCATION.values(), UNALLOCATED),
         *(DEVICE_ERRORS, COMMITS, COMMIT_SECONDS, COMMIT_LONGEST),
     ),
     watermarks=(QGROUP_REFERENCED, QGROUP_EXCLUSIVE),
-    findings=(IS_INCONSISTENT, DISAPPEARED, HAS_ERRORS),
+    findings=(IS_INCONSISTENT, DISAPPEARED, HAS_ERRORS, METADATA_FULL, PRESSURE),
     needs=_needs,
 )

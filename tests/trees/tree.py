@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.errors import Failed, HostError, Stuck, Vanished, from_os
 from agent.host import Host, Points, Space
-from collectors.readers.btrfs import TREE_SEARCH_V2
+from collectors.readers.btrfs import DEV_INFO, INO_LOOKUP, RESCAN_STATUS, TREE_SEARCH_V2
 from collectors.readers.dm import BUFFER_FULL, LIST_DEVICES, NOFLUSH, WANTS_TABLE, flags_of
 
 
@@ -69,6 +69,9 @@ class TreeProber:
 class TreeIoctls:
     """Answers a search for subvolumes from `subvolumes.json`: a list of id, parent, directory, name.
 
+    `btrfs.json` has each device's size and what of it is allocated, by device id; whether a rescan is running; and the
+    paths of directories by `subvolume/inode`.
+
     Answers device mapper from `dm.json`: by name the device's number, its `table` and its `status`, both a target's
     type and its text; `"stuck"` or an errno such as `"EACCES"` instead of them is a refusal, instead of all of it one
     of the list.
@@ -85,6 +88,9 @@ class TreeIoctls:
         """Return the answer of a file."""
         if number == TREE_SEARCH_V2 and (links := self._load("subvolumes.json")) is not None:
             return _links(links, struct.unpack_from("=Q", buffer, 8)[0])
+        found = self._load("btrfs.json")
+        if found is not None and (answer := _btrfs(found, number, buffer)) is not None:
+            return answer
         devices = self._load("dm.json")
         if devices is None or not path.endswith("/mapper/control"):
             raise Failed(subject, f"no answer in the tree for {number:#x} on {path}")
@@ -124,6 +130,19 @@ def _links(links: list[tuple[int, int, int, str]], first: int) -> bytes:
         for subvolume, parent, directory, name in links
     )
     return bytes(64) + struct.pack("=I", len(links)) + bytes(44) + items
+
+
+def _btrfs(found: Any, number: int, buffer: bytes) -> bytes | None:
+    if number == RESCAN_STATUS:
+        return struct.pack("=Q", int(found["is_rescanning"])).ljust(64, b"\0")
+    if number == DEV_INFO:
+        size, allocated = found["devices"][str(struct.unpack_from("=Q", buffer)[0])]
+        return struct.pack("=24xQQ", allocated, size).ljust(4096, b"\0")
+    if number == INO_LOOKUP:
+        tree, inode = struct.unpack_from("=QQ", buffer)
+        directory: str = found["directories"][f"{tree}/{inode}"]
+        return (bytes(16) + directory.encode()).ljust(4096, b"\0")
+    return None
 
 
 def _devices(devices: dict[str, Any]) -> bytes:
