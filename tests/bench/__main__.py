@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 
 from agent import log
-from tests.bench import cgroups, filesystem, memory, rendering, scrape
+from tests.bench import cgroups, filesystem, memory, qgroups, rendering, scrape
 
 ALL = {
     "rendering": rendering.run,
     "scrape": scrape.run,
     "filesystem": filesystem.run,
     "cgroups": cgroups.run,
+    "qgroups": qgroups.run,
     "memory": memory.run,
 }
 
