@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = ("prometheus", "prometheus-alertmanager", "mkfs.ext4", "losetup")
+TOOLS = ("prometheus", "prometheus-alertmanager", "mkfs.ext4", "mkfs.btrfs", "btrfs", "losetup")
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +28,25 @@ def tools() -> None:
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 64 MiB with about a thousand inodes, on a loop device of its own."""
-    image, mount = tmp_path / "ext4.img", tmp_path / "ext4"
+    with mounted(tmp_path / "ext4", 64, "mkfs.ext4", "-q", "-F", "-N", "1024") as mount:
+        yield mount
+
+
+@pytest.fixture
+def btrfs(tmp_path: Path) -> Iterator[Path]:
+    """A btrfs of 400 MiB on a loop device of its own."""
+    with mounted(tmp_path / "btrfs", 400, "mkfs.btrfs", "-q") as mount:
+        yield mount
+
+
+@contextlib.contextmanager
+def mounted(mount: Path, size: int, *make: str) -> Iterator[Path]:
+    """Have a filesystem of so many MiB mounted for the time of a block."""
+    image = mount.with_suffix(".img")
     mount.mkdir()
     with open(image, "wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "1024", str(image)], check=True)
+        file.truncate(size << 20)
+    subprocess.run([*make, str(image)], check=True)
     command = ["losetup", "--find", "--show", str(image)]
     device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:

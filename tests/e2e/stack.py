@@ -229,6 +229,14 @@ receivers: [{{name: webhook, webhook_configs: [{{url: "{self.receiver.url}", sen
         self.receiver.close()
 
 
+def seen(stack: Stack, watermark: str, low: float, high: float) -> None:
+    """Wait until Prometheus has evaluated a watermark's ratio between the two."""
+    until(
+        lambda: low <= (stack.value(f"ullage:{watermark}:ratio") or 0) < high,
+        f"a ratio of {watermark} from {low} to {high} in Prometheus",
+    )
+
+
 def binary(variable: str, default: str) -> str:
     return os.environ.get(variable) or shutil.which(default) or default
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Stack, stack, until
+from tests.e2e.stack import seen, stack, until
 
 CONFIG = """
 collectors:
@@ -42,13 +42,6 @@ class Inodes:
             (self._directory / str(self._count)).unlink()
 
 
-def seen(stack: Stack, low: float, high: float) -> None:
-    """Wait until Prometheus has evaluated a ratio between the two."""
-    until(
-        lambda: low <= (stack.value("ullage:inodes:ratio") or 0) < high, f"a ratio from {low} to {high} in Prometheus"
-    )
-
-
 @pytest.mark.e2e
 @pytest.mark.root
 @pytest.mark.slow
@@ -58,7 +51,7 @@ def test_one_notification_up_none_in_the_band_one_down(ext4: Path, tmp_path: Pat
         receiver = running.receiver
 
         inodes.fill(0.70)
-        seen(running, 0.69, 0.71)
+        seen(running, "inodes", 0.69, 0.71)
         running.evaluate(5)
         assert receiver.notifications == []
 
@@ -84,26 +77,26 @@ def test_one_notification_up_none_in_the_band_one_down(ext4: Path, tmp_path: Pat
 
         for ratio in (0.86, 0.89) * 5:  # inside the band of the critical tier
             inodes.fill(ratio)
-            seen(running, ratio - 0.005, ratio + 0.005)
+            seen(running, "inodes", ratio - 0.005, ratio + 0.005)
             running.evaluate(2)
         assert len(receiver.notifications) == 2
 
         running.agent.stop(signal.SIGKILL)
         running.agent.start()
-        seen(running, 0.88, 0.90)
+        seen(running, "inodes", 0.88, 0.90)
         running.evaluate(8)
         assert len(receiver.notifications) == 2
 
         assert running.prometheus.stop() == 0
         running.prometheus.start()
-        seen(running, 0.88, 0.90)
+        seen(running, "inodes", 0.88, 0.90)
         running.evaluate(8)
         assert len(receiver.notifications) == 2
 
         inodes.fill(0.50)
         until(lambda: len(receiver.notifications) >= 4, "both tiers are resolved")
         inodes.fill(0.78)  # in the band of the warning tier, from below
-        seen(running, 0.77, 0.79)
+        seen(running, "inodes", 0.77, 0.79)
         running.evaluate(8)
         assert receiver.of(CRITICAL) == ["firing", "resolved"]
         assert receiver.of(WARNING) == ["firing", "resolved"]
