@@ -313,22 +313,19 @@ class Qgroups:
         subvolumes of any name inside its own. containerd mounts each at a place that says so.
         """
         found: dict[tuple[str, bytes | int], LabelSet] = {}
-        ids = set()
         with host.skipping():
             mounts = visible(parse(host.read("proc/1/mountinfo"))[0])
             uuids = {mount: _uuid_of(host, mount, by_device) for mount in mounts if mount.fstype == "btrfs"}
             places = _docker_places(host, self.start.runtimes.docker_roots, mounts, uuids) if uuids else []
             for layer, owner in self._containers.docker_layers("btrfs").items() if places else ():
-                ids.add(owner)
                 if container := self._containers.lookup_id(owner):
                     found |= {(uuid, place + b"/" + os.fsencode(layer)): container.labels for uuid, place in places}
             for mount, uuid in uuids.items():
                 subvolume = _subvolume_of(mount)
                 container = self._containers.lookup_rootfs(mount.mountpoint) if uuid and subvolume else None
                 if container is not None and subvolume is not None:
-                    ids.add(container.id)
                     found[uuid, subvolume] = container.labels
-            self._containers.retain_ids(ids)
+            self._containers.forget_unasked()
         return found
 
     def _pressure(self, filesystem: _Filesystem, rows: Sequence[_Row]) -> Iterator[Found]:
