@@ -57,7 +57,8 @@ class Reserve:
         clear_at = 1.2 * size
         first = tiers[0]
         least = size / max(1e-9, 1 - first.raise_at)
-        return cls(size, clear_at, math.ceil(round(max(least, clear_at / (1 - first.clear_at)), 3)))
+        least = max(least, clear_at / (1 - first.clear_at))
+        return cls(size, clear_at, math.ceil(least * (1 - 1e-12)))  # what the division is off by makes no byte more
 
 
 @dataclass(frozen=True, slots=True)

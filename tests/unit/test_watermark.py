@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.metric import Family, Metric
@@ -62,6 +62,7 @@ def test_a_reserve_does_not_concern_small_filesystems() -> None:
     assert step(0, Reading(0.1, 5 * GIB, 4 * GIB), TIERS, reserve) == 0
 
 
+@example(size=37, first=0.7685392991650134, band=0.001)
 @given(size=st.integers(1, 10**16), first=st.floats(0.1, 0.98), band=st.floats(0.001, 0.09))
 def test_a_reserve_is_never_crossed_before_the_first_tier(size: int, first: float, band: float) -> None:
     tiers = (Tier("warning", "warning", first, first - band), Tier("critical", "critical", 1.0, 0.999))
