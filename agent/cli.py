@@ -73,7 +73,8 @@ def _check_config(parsed: argparse.Namespace) -> int:
 def _rules(parsed: argparse.Namespace) -> int:
     loaded = config.load(parsed.config_file, ALL, {})
     rules = loaded.rules
-    text = generate(loaded.watermarks, keep_firing_for=rules.keep_firing_for, runbook_url=rules.runbook_url)
+    groups = [plan.collector.rules for plan in loaded.plans if plan.collector.rules]
+    text = generate(loaded.watermarks, groups, keep_firing_for=rules.keep_firing_for, runbook_url=rules.runbook_url)
     sys.stdout.write(text)
     return 0
 

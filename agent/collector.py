@@ -50,7 +50,8 @@ class Collector:
 
     `needs` returns None, or in a few words why this node has nothing for it ("no btrfs is mounted"). It is asked
     before every run and must be cheap. `uevents` are subsystems of the kernel's devices, such as `block`: when one of
-    them comes, goes or changes, the collector runs before its time.
+    them comes, goes or changes, the collector runs before its time. `rules` is a group of Prometheus rules as YAML, for
+    what is no watermark; KEEP_FIRING_FOR and RUNBOOK(Alert) in it are replaced by what is configured.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Collector:
     settings: type[msgspec.Struct] = NoSettings
     needs: Callable[[Host], str | None] = lambda _host: None
     uevents: tuple[str, ...] = ()
+    rules: str = ""
 
 
 @dataclass(frozen=True, slots=True)

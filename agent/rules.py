@@ -10,10 +10,11 @@ apart. The labels of containers are ours too, as the agent's own pod may carry t
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from agent.metric import LabelSet
+from agent.metric import LabelSet, Metric, Sum
 from agent.units import Seconds
 from agent.watermark import Tier, Watermark, as_sum
 
@@ -32,14 +33,24 @@ def alert_name(watermark: Watermark, tier: Tier) -> str:
 
 
 def generate(
-    watermarks: Iterable[Watermark], *, keep_firing_for: float = KEEP_FIRING_FOR, runbook_url: str = RUNBOOK_URL
+    watermarks: Iterable[Watermark],
+    groups: Iterable[str] = (),
+    *,
+    keep_firing_for: float = KEEP_FIRING_FOR,
+    runbook_url: str = RUNBOOK_URL,
 ) -> str:
-    """Return the rule file as YAML: a group for each watermark, recording rules first, then one alert for each tier."""
+    """Return the rule file as YAML: a group for each watermark, recording rules first, then one alert for each tier.
+
+    `groups` are those that collectors wrote by hand, see `agent.collector.Collector.rules`.
+    """
     text = HEAD
     for watermark in watermarks:
         text += f"  - name: ullage-{watermark.name.replace('_', '-')}\n    rules:\n"
         for rule in (*_recordings(watermark), *_alerts(watermark, keep_firing_for, runbook_url)):
             text += textwrap.indent(rule, " " * 6)
+    for group in groups:
+        named = re.sub(r"RUNBOOK\((\w+)\)", lambda match: runbook_url.format(alert=match[1]), group)
+        text += textwrap.indent(named.replace("KEEP_FIRING_FOR", str(Seconds(keep_firing_for))), "  ")
     return text
 
 
@@ -51,7 +62,9 @@ def watermarks_markdown(watermarks: Iterable[Watermark]) -> str:
     for watermark in watermarks:
         text += f"\n## `{watermark.name}`\n\n{watermark.summary} A target is named by: "
         text += ", ".join(f"`{name}`" for name in watermark.target) + ".\n\n"
-        text += f"`{as_sum(watermark.used).promql()} / {as_sum(watermark.size).promql()}`"
+        text += (
+            f"`{as_sum(watermark.used).promql()}`" if watermark.size is None else _fraction(watermark, watermark.size)
+        )
         if watermark.where is not None:
             text += f", where `{watermark.where[0].name}` is {watermark.where[1]:g}"
         text += (
@@ -72,9 +85,15 @@ def watermarks_markdown(watermarks: Iterable[Watermark]) -> str:
     return text
 
 
+def _fraction(watermark: Watermark, size: Metric | Sum) -> str:
+    return f"`{as_sum(watermark.used).promql()} / {as_sum(size).promql()}`"
+
+
 def _recordings(watermark: Watermark) -> Iterator[str]:
-    used, size = as_sum(watermark.used).promql(), as_sum(watermark.size).promql()
-    yield _record(watermark, "ratio", _named(watermark, f"{used} / ({size} > 0)" + _where(watermark)))
+    used = as_sum(watermark.used).promql()
+    size = as_sum(watermark.size).promql() if watermark.size is not None else ""
+    ratio = f"{used} / ({size} > 0)" if size else used
+    yield _record(watermark, "ratio", _named(watermark, ratio + _where(watermark)))
     for tier in watermark.tiers:
         for edge in ("raise", "clear"):
             selector = f'watermark="{watermark.name}", tier="{tier.name}", edge="{edge}"'

@@ -74,6 +74,8 @@ class Override:
 class Watermark:
     """A declaration: `used / size` per target, where `where` (a metric and its value) holds.
 
+    Without a `size`, `used` is the ratio itself, as some kernels and drives tell no more.
+
     `target` names the labels that together name one target; `available` is the metric that a reserve is compared with.
     All metrics carry the same labels. Raises ValueError unless tiers are in rising order.
     """
@@ -81,7 +83,7 @@ class Watermark:
     name: str
     summary: str
     used: Metric | Sum
-    size: Metric | Sum
+    size: Metric | Sum | None
     target: LabelSet
     tiers: tuple[Tier, ...]
     where: tuple[Metric, float] | None = None
@@ -106,7 +108,7 @@ class Watermark:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Every metric that this watermark reads."""
-        sums = [as_sum(self.used), as_sum(self.size)]
+        sums = [as_sum(self.used), *([as_sum(self.size)] if self.size is not None else [])]
         found = [metric for each in sums for _, metric in each.terms]
         found += [self.where[0]] if self.where else []
         found += [self.available] if self.available else []
@@ -191,7 +193,7 @@ class Evaluator:
             self._match(present)
         columns = {family.metric: self._column(family) for family in present}
         tops = _add(as_sum(watermark.used), columns)
-        bottoms = _add(as_sum(watermark.size), columns)
+        bottoms = _add(as_sum(watermark.size), columns) if watermark.size is not None else [1.0] * len(tops)
         if watermark.where is None:
             ratios = [top / bottom if bottom > 0 else None for top, bottom in zip(tops, bottoms, strict=True)]
         else:

@@ -53,7 +53,8 @@ def findings_markdown() -> str:
 
 def rules() -> str:
     """Return the alert rules of all watermarks."""
-    return generate(watermark for collector in collectors.ALL for watermark in collector.watermarks)
+    watermarks = [watermark for collector in collectors.ALL for watermark in collector.watermarks]
+    return generate(watermarks, [collector.rules for collector in collectors.ALL if collector.rules])
 
 
 def watermarks() -> str:
