@@ -257,7 +257,10 @@ class Host:
         """
         if self.ioctls is None:
             raise Failed(subject or path, "no ioctls")
-        return self.ioctls.ask(self.real(path), number, buffer, subject or path, pointers or {})
+        answer = self.ioctls.ask(self.real(path), number, buffer, subject or path, pointers or {})
+        if len(answer) != len(buffer):
+            raise Malformed(subject or path, f"{len(answer)} bytes instead of {len(buffer)}")
+        return answer
 
     def command(self, *argv: str, deadline: float, subject: str = "") -> tuple[int, bytes]:
         """Run one of the host's own programs; return its exit code and output. Stuck if it does not end in time.

@@ -128,14 +128,18 @@ def device_request(devid: int) -> bytes:
 def parse_device(answer: bytes) -> int:
     """Return the bytes of a device that belong to no block group: its size as btrfs knows it less what is allocated.
 
-    The filesystem may be smaller than the block device is.
+    The filesystem may be smaller than the block device is. Raises ValueError if the answer is cut.
     """
+    if len(answer) < _DEVICE_SIZE:
+        raise ValueError("the answer about a device is cut")
     allocated, size = _DEVICE_BYTES.unpack_from(answer)
     return max(0, int(size) - int(allocated))
 
 
 def parse_rescan(answer: bytes) -> bool:
-    """Return whether a rescan of the qgroups is running."""
+    """Return whether a rescan of the qgroups is running. Raises ValueError if the answer is cut."""
+    if len(answer) < _RESCAN.size:
+        raise ValueError("the answer about a rescan is cut")
     (flags,) = _RESCAN.unpack_from(answer)
     return bool(flags & _RUNNING)
 
