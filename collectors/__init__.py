@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem, pagecache, qgroup, thinpool
+from collectors import filesystem, pagecache, qgroup, thinpool, writeamp
 
-ALL: tuple[Collector, ...] = (filesystem.COLLECTOR, pagecache.COLLECTOR, qgroup.COLLECTOR, thinpool.COLLECTOR)
+ALL: tuple[Collector, ...] = (
+    filesystem.COLLECTOR,
+    pagecache.COLLECTOR,
+    qgroup.COLLECTOR,
+    thinpool.COLLECTOR,
+    writeamp.COLLECTOR,
+)

@@ -14,7 +14,7 @@ import yaml
 from agent.metric import Metric
 from agent.rules import KEEP_FIRING_FOR, alert_name
 from agent.watermark import Tier, Watermark
-from collectors import filesystem, pagecache, qgroup, thinpool
+from collectors import filesystem, pagecache, qgroup, thinpool, writeamp
 
 STALE = -1.0
 UNITS = 10_000_000_000_000  # the size of a target: large enough that no reserve matters
@@ -64,6 +64,11 @@ def thin_data_values(ratio: float) -> Mapping[Metric, float]:
     return {thinpool.DATA_USED: round(UNITS * ratio), thinpool.DATA: UNITS}
 
 
+def wear_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a drive whose endurance is used to a ratio."""
+    return {writeamp.USED: round(ratio, 6)}
+
+
 VALUES: dict[str, Values] = {
     "inodes": inode_values,
     "filesystem_bytes": byte_values,
@@ -72,13 +77,14 @@ VALUES: dict[str, Values] = {
     "qgroup_exclusive": exclusive_values,
     "thin_metadata": thin_metadata_values,
     "thin_data": thin_data_values,
+    "drive_wear": wear_values,
 }
 
 
 def labels_of(watermark: Watermark, target: str) -> dict[str, str]:
     """Return the labels of a test's target, which is the value of the last of its watermark's target labels."""
     fixed = {"device": "/dev/sdb", "fstype": "ext4", "namespace": "shop", "pod": "web-1", "container": "main"}
-    fixed |= {"uuid": "5baa8140-b4ea-4744-b119-4c12e1b9efc2", "path": "/data", "id": "0123456789ab"}
+    fixed |= {"model": "ACME", "uuid": "5baa8140-b4ea-4744-b119-4c12e1b9efc2", "path": "/data", "id": "0123456789ab"}
     return {name: target if name == watermark.target[-1] else fixed[name] for name in watermark.labels}
 
 
@@ -135,7 +141,7 @@ def sample_series(
             elif ratio == STALE:
                 written[metric] += ["stale"] + ["_"] * (minutes - 1)
             else:
-                written[metric] += [f"{values(ratio)[metric]:.0f}"] * minutes
+                written[metric] += [f"{values(ratio)[metric]:.17g}"] * minutes
     labels = labels_of(watermark, target) | {"instance": instance}
     text = ", ".join(f'{name}="{value}"' for name, value in labels.items())
     return [{"series": f"{metric.name}{{{text}}}", "values": " ".join(points)} for metric, points in written.items()]

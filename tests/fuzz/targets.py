@@ -9,10 +9,46 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from collectors.readers import btrfs, cgroup, dm, mountinfo, slabinfo
+from collectors.readers import ata, blockstat, btrfs, cgroup, dm, mountinfo, nvme, slabinfo, zfs
 
 Target = Callable[[bytes], None]
 U64 = 1 << 64
+
+
+def fuzz_ata(raw: bytes) -> None:
+    ata.is_asleep(raw)
+    data = ata.data_of(raw)
+    for page in (raw, data or b""):
+        model = ata.parse_model(page)
+        attributes = ata.parse_attributes(page) or {}
+        for name in (model, "INTEL SSDSC2KB480G8", "CT1000MX500SSD1"):
+            ata.written(name, attributes)
+        ata.named(dict.fromkeys(words_of(page), len(page)))
+    for request in (ata.identify_request, ata.smart_request, ata.power_request):
+        request()
+
+
+def fuzz_blockstat(raw: bytes) -> None:
+    expect_u64([blockstat.parse_sectors_written(raw) or 0, blockstat.parse_xfs_written(raw) or 0])
+    expect_u64(blockstat.parse_lines(raw).values())
+
+
+def fuzz_nvme(raw: bytes) -> None:
+    nvme.log_request(raw[0] if raw else nvme.SMART)
+    for page in (raw, nvme.data_of(raw)):
+        smart = nvme.parse_smart(page)
+        if smart is not None:
+            expect_finite([smart.host_written, smart.media_errors, smart.unsafe_shutdowns])
+        expect_finite(number for number in (nvme.parse_ocp(page), *nvme.parse_intel(page)) if number is not None)
+
+
+def fuzz_zfs(raw: bytes) -> None:
+    objset = zfs.parse_objset(raw)
+    if objset is not None:
+        expect_u64(number for number in objset[1:] if number is not None)
+    for word in zfs.parse_kstat(raw).values():
+        zfs.number(word)
+    zfs.parse_leaves(raw)
 
 
 def fuzz_btrfs(raw: bytes) -> None:
@@ -22,6 +58,11 @@ def fuzz_btrfs(raw: bytes) -> None:
     links, following = btrfs.parse_links(raw)
     if following is not None:
         btrfs.links_request(following)
+    with suppress(ValueError):
+        btrfs.allocatable([btrfs.parse_device(raw)], btrfs.parse_directory(raw).decode("utf-8", "replace"))
+    with suppress(ValueError):
+        btrfs.parse_rescan(raw)
+    btrfs.device_request(len(links))
     inside = btrfs.parse_directory(raw)
     places = [(link.parent, link.directory) for link in links]
     for place in places:
@@ -84,11 +125,15 @@ def fuzz_slabinfo(raw: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
+    "ata": fuzz_ata,
+    "blockstat": fuzz_blockstat,
     "btrfs": fuzz_btrfs,
     "cgroup": fuzz_cgroup,
     "dm": fuzz_dm,
     "mountinfo": fuzz_mountinfo,
+    "nvme": fuzz_nvme,
     "slabinfo": fuzz_slabinfo,
+    "zfs": fuzz_zfs,
 }
 
 

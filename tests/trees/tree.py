@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agent.errors import Failed, HostError, Stuck, Vanished, from_os
 from agent.host import Host, Points, Space
+from collectors.readers import ata, nvme
 from collectors.readers.btrfs import DEV_INFO, INO_LOOKUP, RESCAN_STATUS, TREE_SEARCH_V2
 from collectors.readers.dm import BUFFER_FULL, LIST_DEVICES, NOFLUSH, WANTS_TABLE, flags_of
 
@@ -27,8 +28,8 @@ def host_of(tree: Path, workplace: Path) -> Host:
     shutil.copytree(tree, copy, symlinks=True)
     for table in copy.glob("proc/*/mountinfo"):
         table.write_bytes(table.read_bytes().replace(b"@ROOT@", os.fsencode(copy)))
-    prober, ioctls = TreeProber(copy), TreeIoctls(copy)
-    return Host(f"{copy}/proc", f"{copy}/sys", str(copy), f"{copy}/dev", prober, ioctls=ioctls)
+    prober, ioctls, commands = TreeProber(copy), TreeIoctls(copy), TreeCommands(copy)
+    return Host(f"{copy}/proc", f"{copy}/sys", str(copy), f"{copy}/dev", prober, ioctls=ioctls, commands=commands)
 
 
 class TreeProber:
@@ -75,6 +76,9 @@ class TreeIoctls:
     Answers device mapper from `dm.json`: by name the device's number, its `table` and its `status`, both a target's
     type and its text; `"stuck"` or an errno such as `"EACCES"` instead of them is a refusal, instead of all of it one
     of the list.
+
+    Answers for drives from `drives/`: a log page of an NVMe controller, `nvme0-c0.bin`; the data of a SATA disk's
+    commands, `sda-identify.bin` and `sda-smart.bin`, and its power mode, `sda-power.bin`.
     """
 
     def __init__(self, tree: Path) -> None:
@@ -85,12 +89,20 @@ class TreeIoctls:
         return json.loads(path.read_text()) if path.exists() else None
 
     def ask(self, path: str, number: int, buffer: bytes, subject: str, pointers: Mapping[int, int]) -> bytes:  # noqa: ARG002  answers go by the number
-        """Return the answer of a file."""
+        """Return the answer of a file, as long as the kernel's would be."""
+        return self._answer(path, number, buffer, subject).ljust(len(buffer), b"\0")[: len(buffer)]
+
+    def _answer(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
         if number == TREE_SEARCH_V2 and (links := self._load("subvolumes.json")) is not None:
             return _links(links, struct.unpack_from("=Q", buffer, 8)[0])
         found = self._load("btrfs.json")
         if found is not None and (answer := _btrfs(found, number, buffer)) is not None:
             return answer
+        if number == nvme.ADMIN_COMMAND:
+            page = struct.unpack_from("=I", buffer, 40)[0] & 0xFF
+            return buffer[:72] + self._page(f"{os.path.basename(path)}-{page:02x}", subject)
+        if number == ata.SG_IO:
+            return self._sata(os.path.basename(path), buffer, subject)
         devices = self._load("dm.json")
         if devices is None or not path.endswith("/mapper/control"):
             raise Failed(subject, f"no answer in the tree for {number:#x} on {path}")
@@ -110,8 +122,42 @@ class TreeIoctls:
         body = text.encode() + b"\0"
         return _fitting(buffer, struct.pack("=QQiI16s", 0, 2048, 0, 40 + len(body), kind.encode()) + body, 1)
 
+    def _page(self, name: str, subject: str) -> bytes:
+        path = self._tree / "drives" / f"{name}.bin"
+        if not path.exists():
+            raise Failed(subject, "the ioctl returned 0x4002")
+        return path.read_bytes()
+
+    def _sata(self, disk: str, buffer: bytes, subject: str) -> bytes:
+        command = buffer[88 + 14]
+        if command == 0xE5:
+            sense = bytearray(32)
+            sense[0], sense[8], sense[13:14] = 0x72, 0x09, self._page(f"{disk}-power", subject)[:1]
+            return buffer[:64] + bytes([2]) + buffer[65:104] + bytes(sense) + buffer[136:]
+        return buffer[:136] + self._page(f"{disk}-{'identify' if command == 0xEC else 'smart'}", subject)
+
     def close(self) -> None:
         """Nothing is open."""
+
+
+class TreeCommands:
+    """Answers from `commands.json`: exit code and output by the command's words; what is not there is not installed."""
+
+    def __init__(self, tree: Path) -> None:
+        path = tree / "commands.json"
+        self._answers = json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self, root: str, argv: Sequence[str], deadline: float, subject: str) -> tuple[int, bytes]:  # noqa: ARG002
+        """Return the answer of the file."""
+        answer = self._answers.get(" ".join(argv))
+        if answer is None:
+            raise Vanished(subject, f"{argv[0]} is not to be had on the host")
+        if isinstance(answer, str):
+            raise _refusal(subject, answer)
+        return answer[0], answer[1].encode()
+
+    def close(self) -> None:
+        """Nothing runs."""
 
 
 def _refusal(subject: str, answer: str) -> HostError:

@@ -48,6 +48,10 @@ def test_every_case_of_a_watermark_holds(watermark: Watermark) -> None:
     assert promtool("test", "rules", str(RULES / "tests" / f"{watermark.name}.yml")) == ""
 
 
+def test_every_case_of_write_amplification_holds() -> None:
+    assert promtool("test", "rules", str(RULES / "tests" / "write_amplification.yml")) == ""
+
+
 @pytest.mark.parametrize("watermark", WATERMARKS, ids=lambda watermark: watermark.name)
 def test_every_alert_has_a_severity_words_and_a_runbook(watermark: Watermark) -> None:
     groups = yaml.safe_load((RULES / "ullage.rules.yml").read_text())["groups"]
