@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.vm.kernel import default_cache, obtain
+from tests.vm.cache import default_cache
+from tests.vm.kernel import obtain
 from tests.vm.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,8 +24,9 @@ import coverage
 import pytest
 
 from tests.vm.boot.server import Reply
+from tests.vm.cache import default_cache
 from tests.vm.errors import GuestDied, GuestError, GuestStuck, LabError, Unavailable
-from tests.vm.kernel import default_cache, obtain
+from tests.vm.kernel import obtain
 from tests.vm.machine import RESULTS, Machine, check_host
 
 MARKER = "vm"
