@@ -5,6 +5,9 @@ it for all of them; that one writes its reports, a JSON object a line, into the 
 them on in its own name, each test with a deadline (`@pytest.mark.vm(deadline=seconds)`). A test that hangs, or takes
 the guest down, fails with the guest's console; the next one gets a new machine.
 
+Tests marked `@pytest.mark.vm(zfs=True)` come last of all, in a machine of their own with ZFS: while the others run, its
+modules are built, if this user's cache does not have them.
+
 Both sides load this module: `install` in a conftest's `pytest_configure`.
 """
 
@@ -16,7 +19,8 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +32,7 @@ from tests.vm.cache import default_cache
 from tests.vm.errors import GuestDied, GuestError, GuestStuck, LabError, Unavailable
 from tests.vm.kernel import obtain
 from tests.vm.machine import RESULTS, Machine, check_host
+from tests.vm.zfs import Obtaining, Zfs
 
 MARKER = "vm"
 
@@ -77,15 +82,17 @@ class GuestSide:
 class GuestRun:
     """One pytest in a machine of its own, and what it has told so far."""
 
-    def __init__(self, config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    def __init__(self, config: pytest.Config, items: Iterable[pytest.Item], zfs: Zfs | None) -> None:
         self._config = config
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
         self._finished: set[str] = set()
         self._has_started = False
         self._partial = b""
         self._coverage_file = _coverage_file(config)
-        self.machine = Machine(obtain(default_cache()), visible=[config.rootpath])
+        self.machine = Machine(obtain(default_cache()), visible=[config.rootpath, *([zfs.root] if zfs else [])])
         self.machine.start()
+        if zfs:
+            self._install(zfs)
         path = self.machine.results / _REPORTS
         path.touch()
         self._stream = path.open("rb")
@@ -124,6 +131,13 @@ class GuestRun:
         self._stream.close()
         self.machine.stop()
 
+    def _install(self, zfs: Zfs) -> None:
+        try:
+            zfs.install(self.machine)
+        except BaseException:
+            self.machine.stop()
+            raise
+
     def _receive(self, until: float, otherwise: str) -> None:
         """Take in one more message."""
         while not self._partial.endswith(b"\n"):
@@ -156,36 +170,19 @@ class GuestRun:
         return GuestDied(f"pytest ended in the guest with code {reply['code']}\n{said}", self.machine.console())
 
 
-class HostSide:
-    """Runs the `vm` tests of this session in the guest."""
+class Guests:
+    """The guests of tests that need the same of them, one at a time. `obtain_zfs` may take its time."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, obtain_zfs: Callable[[], Zfs | None]) -> None:
+        self.boots: list[float] = []
         self._config = config
+        self._obtain_zfs = obtain_zfs
         self._run: GuestRun | None = None
         self._refusal: LabError | None = None
-        self._boots: list[float] = []
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        marker = item.get_closest_marker(MARKER)
-        if marker is None:
-            return None
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports(item, marker.kwargs.get("deadline", _TEST_SECONDS)):
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
-
-    def pytest_sessionfinish(self) -> None:
-        self._stop()
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for seconds in self._boots:
-            terminalreporter.write_line(f"lab: the machine booted in {seconds:.1f} s")
-
-    def _reports(self, item: pytest.Item, seconds: float) -> list[pytest.TestReport]:
-        remaining = [each for each in item.session.items if each.get_closest_marker(MARKER)]
-        remaining = remaining[remaining.index(item) :]
+    def reports_of(self, remaining: list[pytest.Item]) -> list[pytest.TestReport]:
+        """Return the first test's reports; the others are those that come after it."""
+        item = remaining[0]
         if self._run is None:
             try:
                 self._begin(remaining)
@@ -193,9 +190,9 @@ class HostSide:
                 return [_report(item, "setup", error)]
         assert self._run is not None
         try:
-            reports = self._run.reports_of(item.nodeid, seconds)
+            reports = self._run.reports_of(item.nodeid, _option(item, "deadline", _TEST_SECONDS))
         except GuestError as error:
-            self._stop()
+            self.stop()
             return [_report(item, "call", error)]
         for report in reports:
             if report.failed:
@@ -206,26 +203,82 @@ class HostSide:
                 self._run.finish()
             except GuestError as error:
                 reports.append(_report(item, "teardown", error))
-            self._stop()
+            self.stop()
         return reports
+
+    def stop(self) -> None:
+        """End the guest, if there is one."""
+        if self._run is not None:
+            self._run.stop()
+            self._run = None
 
     def _begin(self, items: list[pytest.Item]) -> None:
         if self._refusal is not None:
             raise self._refusal
         try:
             check_host()
-            self._run = GuestRun(self._config, items)
-            self._boots.append(self._run.machine.boot_seconds)
+            self._run = GuestRun(self._config, items, self._obtain_zfs())
+            self.boots.append(self._run.machine.boot_seconds)
             self._run.wait_for_start()
         except LabError as error:
-            self._stop()
+            self.stop()
             self._refusal = error
             raise
 
-    def _stop(self) -> None:
-        if self._run is not None:
-            self._run.stop()
-            self._run = None
+
+class HostSide:
+    """Runs the `vm` tests of this session in guests."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._obtaining: Obtaining | None = None
+        self._plain = Guests(config, lambda: None)
+        self._with_zfs = Guests(config, lambda: self._obtaining.result if self._obtaining else None)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=_needs_zfs)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if self._config.option.collectonly or not any(map(_needs_zfs, session.items)):
+            return
+        with suppress(Unavailable):  # the tests themselves will tell
+            check_host()
+            self._obtaining = Obtaining()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if item.get_closest_marker(MARKER) is None:
+            return None
+        guests = self._guests_for(item)
+        ours = [each for each in item.session.items if each.get_closest_marker(MARKER)]
+        ours = [each for each in ours if self._guests_for(each) is guests]
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in guests.reports_of(ours[ours.index(item) :]):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_sessionfinish(self) -> None:
+        self._plain.stop()
+        self._with_zfs.stop()
+        if self._obtaining:
+            self._obtaining.stop()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for seconds in [*self._plain.boots, *self._with_zfs.boots]:
+            terminalreporter.write_line(f"lab: the machine booted in {seconds:.1f} s")
+
+    def _guests_for(self, item: pytest.Item) -> Guests:
+        return self._with_zfs if _needs_zfs(item) else self._plain
+
+
+def _option(item: pytest.Item, name: str, otherwise: Any) -> Any:
+    """Return what the markers of a test say, the closest first."""
+    return next((mark.kwargs[name] for mark in item.iter_markers(MARKER) if name in mark.kwargs), otherwise)
+
+
+def _needs_zfs(item: pytest.Item) -> bool:
+    return bool(_option(item, "zfs", otherwise=False))
 
 
 def _report(item: pytest.Item, when: Literal["setup", "call", "teardown"], error: LabError) -> pytest.TestReport:

@@ -72,6 +72,15 @@ def test_comes_after(value):
 """,
 }
 
+ZFS_TEST = """\
+import pytest
+
+@pytest.mark.vm(deadline=10)
+@pytest.mark.vm(zfs=True)
+def test_with_zfs():
+    pass
+"""
+
 
 @dataclass
 class Outcome:
@@ -105,12 +114,25 @@ def run_session(project: Path, *arguments: str, **env: str) -> Outcome:
     return Outcome(output, tests, report["files"]["subject.py"]["executed_lines"] if report else [])
 
 
+def tools_without(absent: str, directory: Path) -> Path:
+    directory.mkdir()
+    for tool in (tool for place in os.environ["PATH"].split(":") for tool in Path(place).glob("*")):
+        link = directory / tool.name
+        if tool.name != absent and not link.is_symlink():
+            link.symlink_to(tool)
+    return directory
+
+
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def _lab() -> None:
     try:
         check_host()
     except Unavailable as error:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+
+
+@pytest.fixture(scope="module")
+def outcome(_lab: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     outcome = run_session(tmp_path_factory.mktemp("project"))
     print(outcome.output)
     return outcome
@@ -182,3 +204,18 @@ def test_in_ci_a_host_without_the_tools_fails(tmp_path: Path) -> None:
 
     assert result == "error"
     assert "qemu-system-x86_64" in text
+
+
+@pytest.mark.usefixtures("_lab")
+def test_without_a_compiler_tests_with_zfs_come_last_and_only_they_fail(tmp_path: Path) -> None:
+    (tmp_path / "test_before.py").write_text(ZFS_TEST)
+    tools = tools_without("gcc", tmp_path / "tools")
+
+    outcome = run_session(tmp_path, "-k", "with_zfs or test_comes_after", PATH=str(tools), CI="true")
+
+    *others, last = outcome.tests
+    assert last == "test_with_zfs"
+    result, text = outcome.tests[last]
+    assert result == "error"
+    assert "ZFS needs gcc" in text
+    assert [outcome.tests[name] for name in others] == [("passed", "")] * 4
