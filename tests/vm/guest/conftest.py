@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.guest.zpool import Pool
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _END_SECONDS = 10.0
 
@@ -32,3 +34,11 @@ def cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
         time.sleep(0.01)
     for directory, _, _ in os.walk(group, topdown=False):
         os.rmdir(directory)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """A pool of the test's own on a part of /dev/vda, for modules marked `vm(zfs=True)`."""
+    pool = Pool("/dev/vda")
+    yield pool
+    pool.destroy()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,12 @@ def test_there_is_an_nvme_drive() -> None:
 
     assert Path("/sys/class/nvme/nvme0/transport").read_text() == "pcie\n"
     assert Path("/dev/nvme0").is_char_device()
+
+
+def test_the_nvme_drive_answers_nvme_cli() -> None:
+    told = subprocess.run(["nvme", "smart-log", "-o", "json", "/dev/nvme0"], check=True, capture_output=True).stdout
+
+    assert json.loads(told)["percent_used"] == 0
 
 
 @pytest.mark.parametrize("disk", ["vda", "vdb", "vdc"])
