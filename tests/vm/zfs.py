@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,31 +72,30 @@ def adapt_headers(usr: Path, release: str) -> Path:
 
 
 def build(base: Kernel, target: Path) -> str:
-    """Build into `target` and return the version; takes minutes."""
-    source = target / "source"
+    """Build into `target` and return the version; takes minutes, and 200 MB of the temporary directory."""
     layer = target / "layer"
+    with tempfile.TemporaryDirectory(prefix="ullage-zfs-") as scratch:
+        source = Path(scratch)
 
-    def fetch(archive: Archive) -> None:
-        for package in archive.download([_SOURCE, *_TOOLS]):
-            unpack(package, source if package.name.startswith(_SOURCE) else layer)
+        def fetch(archive: Archive) -> None:
+            for package in archive.download([_SOURCE, *_TOOLS]):
+                unpack(package, source if package.name.startswith(_SOURCE) else layer)
 
-    from_archive(fetch)
+        from_archive(fetch)
+        for package in base.headers:
+            unpack(package, source)
+        headers = adapt_headers(source / "usr", base.release)
+        (common,) = headers.parent.glob("linux-headers-*-common")
+        (zfs,) = headers.parent.glob("zfs-*")
+        where = [f"--with-linux={common}", f"--with-linux-obj={headers}"]
+        configure = [f"{zfs}/configure", "--disable-dependency-tracking", "--with-config=kernel", *where]
+        output(*configure, cwd=zfs, seconds=_BUILD_SECONDS)
+        output("make", f"-j{os.cpu_count()}", cwd=zfs, seconds=_BUILD_SECONDS)
+        (target / "modules").mkdir()
+        for name in _MODULES:
+            module = shutil.copy(zfs / "module" / f"{name}.ko", target / "modules")
+            output("strip", "--strip-debug", str(module))
     merge_usr(layer)
-    for package in base.headers:
-        unpack(package, source)
-    headers = adapt_headers(source / "usr", base.release)
-    (common,) = headers.parent.glob("linux-headers-*-common")
-    (zfs,) = headers.parent.glob("zfs-*")
-    where = [f"--with-linux={common}", f"--with-linux-obj={headers}"]
-    configure = [f"{zfs}/configure", "--disable-dependency-tracking", "--with-config=kernel", *where]
-    output(*configure, cwd=zfs, seconds=_BUILD_SECONDS)
-    output("make", f"-j{os.cpu_count()}", cwd=zfs, seconds=_BUILD_SECONDS)
-    (target / "modules").mkdir()
-    for name in _MODULES:
-        module = target / "modules" / f"{name}.ko"
-        shutil.copy(zfs / "module" / module.name, module)
-        output("strip", "--strip-debug", str(module))
-    shutil.rmtree(source)
     return zfs.name.removeprefix("zfs-")
 
 
@@ -114,14 +114,21 @@ def obtain(cache: Path, base: Kernel, gcc: str, make: Callable[[Kernel, Path], s
 
 
 class Obtaining:
-    """`obtain`, in a process of its own that gives way to all others. All of it ends with the thread that began it."""
+    """`obtain`, in a process of its own that gives way to all others. All of it ends with the thread that began it.
+
+    Its temporary directory is in memory, and nobody else sees it: tests that measure this host's disks go on meanwhile.
+    """
 
     def __init__(self) -> None:
-        alive = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--kill-child"]
+        memory = default_cache() / "memory"
+        memory.mkdir(parents=True, exist_ok=True)
+        alone = ["unshare", "--mount", "--propagation=private", "--pid", "--kill-child"]
+        # no session of its own: where the kernel schedules by sessions, being nice means nothing outside of it
+        script = 'mount -t tmpfs memory "$TMPDIR" && exec nice -n 19 "$0" -m tests.vm.zfs'
         self._process = subprocess.Popen(
-            # no session of its own: where the kernel schedules by sessions, being nice means nothing outside of it
-            [*alive, "nice", "-n", "19", sys.executable, "-m", "tests.vm.zfs"],
+            ["setpriv", "--pdeathsig", "KILL", *alone, "sh", "-c", script, sys.executable],
             cwd=_CHECKOUT,
+            env=os.environ | {"TMPDIR": str(memory)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
