@@ -2,7 +2,8 @@
 
 Its root is the host's, shared read-only by virtiofs below a layer in memory: the guest has the host's Python, virtual
 environment, tools and checkout at the same paths, and what it writes is gone with it. Disks /dev/vda, vdb, vdc and
-/dev/nvme0n1 are empty. `results` is the one directory that both can write; the guest sees it as RESULTS.
+/dev/nvme0n1 are empty, as is /dev/sda, on SATA (`modprobe ahci sd_mod`). `results` is the one directory that both can
+write; the guest sees it as RESULTS.
 
 Tried with QEMU 7.2 and its virtiofsd (Debian 12), without KVM.
 """
@@ -45,6 +46,8 @@ _STOP_SECONDS = 10.0
 _CONSOLE_LINES = 60
 _DISK_BYTES = 3 << 30
 _NVME_BYTES = 1 << 30
+_SATA_BYTES = 64 << 20
+_SATA = "serial=sata0,model=INTEL SSDSC2KB480G8"  # a drive is read by its model
 
 
 def check_host() -> None:
@@ -234,6 +237,7 @@ class Machine:
                 f"virtio-blk-pci,drive={name},serial={name}",
             ]
         command += ["-drive", self._disk("nvme0", _NVME_BYTES), "-device", "nvme,id=nvme0,drive=nvme0,serial=nvme0"]
+        command += ["-drive", self._disk("sata0", _SATA_BYTES), "-device", f"ide-hd,drive=sata0,bus=ide.0,{_SATA}"]
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in self._forwards.items())
         return [*command, "-nic", f"user,model=virtio-net-pci,restrict=on{forwards}"]
 

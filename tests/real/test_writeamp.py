@@ -1,0 +1,95 @@
+"""The writeamp collector on real filesystems and loop devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.collector import Start
+from agent.host import Host
+from agent.metric import Sample
+from collectors import writeamp
+from tests.real.conftest import Make, run
+
+pytestmark = pytest.mark.root
+MIB = 1 << 20
+
+
+class Node:
+    """The collector at work."""
+
+    def __init__(self, host: Host | None = None) -> None:
+        self.host = host or Host()
+        self._running = writeamp.COLLECTOR.start(Start(self.host, writeamp.Settings()))
+
+    def read(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Do one run."""
+        samples = [each for each in self._running.collect(self.host) if isinstance(each, Sample)]
+        return {
+            (each.metric.name, frozenset(zip(each.metric.labels, each.labels, strict=True))): each.value
+            for each in samples
+        }
+
+    def layer(self, device: str) -> tuple[float, float]:
+        """Do one run; return what was asked of a filesystem and what reached its device."""
+        found: dict[str, float] = {}
+        for (name, labels), value in self.read().items():
+            if ("device", device) in labels and ("layer", "filesystem") in labels:
+                found[name] = value
+        return found[writeamp.WRITTEN.name], found[writeamp.REACHED.name]
+
+
+def device_of(mount: Path) -> str:
+    return run("findmnt", "--noheadings", "--output", "SOURCE", str(mount)).removeprefix("/dev/")
+
+
+def test_large_sequential_writes_on_xfs_are_not_amplified(filesystem: Make, need: Callable[..., None]) -> None:
+    need("findmnt")
+    mount = filesystem("xfs", size=400)
+    node, device = Node(), device_of(mount)
+    run("sync", "-f", str(mount))
+    asked, reached = node.layer(device)
+    with open(mount / "file", "wb") as file:
+        file.writelines(os.urandom(MIB) for _ in range(128))
+        file.flush()
+        os.fsync(file.fileno())
+    run("sync", "-f", str(mount))
+    asked_after, reached_after = node.layer(device)
+    assert asked_after - asked == 128 * MIB
+    assert (reached_after - reached) / (asked_after - asked) == pytest.approx(1, abs=0.05)
+
+
+def test_small_synchronous_writes_on_xfs_are(filesystem: Make, need: Callable[..., None]) -> None:
+    need("findmnt")
+    mount = filesystem("xfs", size=400)
+    node, device = Node(), device_of(mount)
+    asked, reached = node.layer(device)
+    descriptor = os.open(mount / "file", os.O_WRONLY | os.O_CREAT | os.O_SYNC)
+    for number in range(200):
+        os.pwrite(descriptor, b"x" * 100, number * 100)
+    os.close(descriptor)
+    asked_after, reached_after = node.layer(device)
+    assert asked_after - asked == 200 * 100
+    assert (reached_after - reached) / (asked_after - asked) > 10
+
+
+def test_loop_devices_and_their_partitions_are_no_disks(tmp_path: Path, need: Callable[..., None]) -> None:
+    need("losetup")
+    image = tmp_path / "disk.img"
+    table = bytearray(512)  # one partition of 8 MiB behind the first MiB
+    table[446:462] = bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + (2048).to_bytes(4, "little") + (16384).to_bytes(4, "little")
+    table[510:] = b"\x55\xaa"
+    with open(image, "wb") as file:
+        file.write(table)
+        file.truncate(16 * MIB)
+    device = run("losetup", "--find", "--show", "--partscan", str(image))
+    try:
+        disks = {dict(labels)["device"] for name, labels in Node().read() if name == writeamp.DEVICE.name}
+        assert disks
+        assert not {disk for disk in disks if disk.startswith(("loop", "dm-", "md"))}
+        assert all(os.path.exists(f"/sys/block/{disk}/device") for disk in disks)
+    finally:
+        run("losetup", "--detach", device)
