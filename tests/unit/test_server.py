@@ -514,6 +514,7 @@ def test_without_threads_a_client_is_refused_and_the_server_goes_on(log: Log, se
     try:
         with dial(server) as sock:
             assert is_closed(sock)
+        assert until(lambda: bool(log.errors))  # it is told after the connection is closed
     finally:
         threading.stack_size(0)
     assert [event for event, _ in log.errors] == ["connection refused"]
