@@ -217,13 +217,21 @@ class Guests:
             raise self._refusal
         try:
             check_host()
-            self._run = GuestRun(self._config, items, self._obtain_zfs())
-            self.boots.append(self._run.machine.boot_seconds)
-            self._run.wait_for_start()
+            zfs = self._obtain_zfs()
+            try:
+                self._boot(items, zfs)
+            except GuestDied:  # an emulated processor does so once in a long while, before any test has run
+                self.stop()
+                self._boot(items, zfs)
         except LabError as error:
             self.stop()
             self._refusal = error
             raise
+
+    def _boot(self, items: list[pytest.Item], zfs: Zfs | None) -> None:
+        self._run = GuestRun(self._config, items, zfs)
+        self.boots.append(self._run.machine.boot_seconds)
+        self._run.wait_for_start()
 
 
 class HostSide:
