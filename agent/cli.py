@@ -1,8 +1,12 @@
-"""The command line: `ullage run`, `once`, `check-config`, `rules`. Exit codes: 0 good, 1 failure, 2 bad input."""
+"""The command line: `ullage run`, `once`, `doctor`, `check-config`, `rules`.
+
+Exit codes: 0 good, 1 failure, 2 bad input; of `doctor` 0 clean, 1 warnings, 2 critical, 3 could not judge.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -61,6 +65,18 @@ def _once(parsed: argparse.Namespace) -> int:
     else:
         _write(parsed.textfile, exposition)
     return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from agent import doctor  # noqa: PLC0415  as above
+
+    report = doctor.examine(_options(parsed), ALL, parsed.seconds)
+    if parsed.json:
+        json.dump(report.as_dict(), sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in doctor.show(report))
+    return doctor.EXIT[report.verdict]
 
 
 def _check_config(parsed: argparse.Namespace) -> int:
@@ -146,6 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     once = _command(commands, "once", _once, "print one complete exposition")
     once.add_argument("--textfile", metavar="PATH", help="write it there by atomic rename, for node_exporter")
     _add_node(once)
+    doctor = _command(
+        commands, "doctor", _doctor, "tell a person how this node is: every collector, run twice", "error"
+    )
+    doctor.add_argument(
+        "--seconds", type=float, default=10.0, help="between the two readings; rates are over this time (%(default)s)"
+    )
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    _add_node(doctor)
     check = _command(commands, "check-config", _check_config, "check a configuration file")
     check.add_argument("file", metavar="FILE")
     rules = _command(commands, "rules", _rules, "print the alert rules for the watermarks in force")

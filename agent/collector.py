@@ -34,6 +34,20 @@ class Running(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateRatio:
+    """A counter against another over the same time, as `ullage doctor` shows it; Prometheus has it from `rules`.
+
+    `top` has all labels of `bottom`. The ratio is undefined while `bottom` grows by less than `floor`.
+    """
+
+    name: str
+    layer: str
+    top: Metric
+    bottom: Metric
+    floor: float
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """What a collector is started with. `state` is a directory of its own that outlives the agent, or None."""
@@ -67,6 +81,7 @@ class Collector:
     needs: Callable[[Host], str | None] = lambda _host: None
     uevents: tuple[str, ...] = ()
     rules: str = ""
+    rate_ratios: tuple[RateRatio, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

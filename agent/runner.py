@@ -116,6 +116,7 @@ class Runner:
         self.plan = plan
         self.host = host.session()
         self.outcome = Outcome()
+        self.families: Sequence[Family] = ()
         self.transitions: Counter[str] = Counter()
         self._latches = latches
         self._pages = pages
@@ -177,6 +178,7 @@ class Runner:
         families += gathered.families.values()
         page = make_page(self._renderer, families, began, 3 * self.plan.interval)
         levels = self._step(families)
+        self.families = families if self.plan.collector.rate_ratios else ()
         self._pages.put(self.plan.name, page)
         self.outcome = Outcome(
             is_up=True,

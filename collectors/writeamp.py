@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, RateRatio, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
 from agent.errors import Denied, HostError, Malformed, Vanished
@@ -509,4 +509,8 @@ COLLECTOR = Collector(
     settings=Settings,
     needs=_needs,
     rules=RULES,
+    rate_ratios=(
+        RateRatio(name="write_amplification", layer="filesystem", top=REACHED, bottom=WRITTEN, floor=FLOOR),
+        RateRatio(name="write_amplification", layer="device", top=MEDIA_WRITTEN, bottom=HOST_WRITTEN, floor=FLOOR),
+    ),
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +97,23 @@ def test_loop_devices_and_their_partitions_are_no_disks(tmp_path: Path, need: Ca
         assert all(os.path.exists(f"/sys/block/{disk}/device") for disk in disks)
     finally:
         run("losetup", "--detach", device)
+
+
+def test_doctor_tells_the_amplification_between_its_two_readings(filesystem: Make, need: Callable[..., None]) -> None:
+    need("findmnt")
+    mount = filesystem("xfs", size=400)
+    device = device_of(mount)
+    command = [sys.executable, "-m", "agent", "doctor", "--seconds", "3", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as doctor:
+        assert doctor.stdout is not None
+        until = time.monotonic() + 60
+        number = 0
+        while doctor.poll() is None and time.monotonic() < until:  # it is not told when the first reading is over
+            number += 1
+            with open(mount / str(number % 8), "wb") as file:
+                file.write(os.urandom(16 * MIB))
+                file.flush()
+                os.fsync(file.fileno())
+        report = json.loads(doctor.stdout.read())
+    (found,) = [each for each in report["ratios"] if each["target"].endswith(f"xfs {device}")]
+    assert found["ratio"] == pytest.approx(1, abs=0.3)
