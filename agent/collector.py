@@ -63,9 +63,10 @@ class Collector:
     """A declaration. `interval` and `deadline` are defaults in seconds; `series_budget` bounds what one run may emit.
 
     `needs` returns None, or in a few words why this node has nothing for it ("no btrfs is mounted"). It is asked
-    before every run and must be cheap. `uevents` are subsystems of the kernel's devices, such as `block`: when one of
-    them comes, goes or changes, the collector runs before its time. `rules` is a group of Prometheus rules as YAML, for
-    what is no watermark; KEEP_FIRING_FOR and RUNBOOK(Alert) in it are replaced by what is configured.
+    before every run and must be cheap; what only a run can tell is raised there as Unsupported. `uevents` are
+    subsystems of the kernel's devices, such as `block`: when one of them comes, goes or changes, the collector runs
+    before its time. `rules` is a group of Prometheus rules as YAML, for what is no watermark; KEEP_FIRING_FOR and
+    RUNBOOK(Alert) in it are replaced by what is configured.
     """
 
     name: str

@@ -4,6 +4,7 @@ UllageError
 ├── ConfigError         what a person gave us is wrong; names the file, the key, the value, what was expected
 ├── StartError          the agent cannot start: a port in use, a state directory that cannot be made
 ├── ContractError       a collector did what its declaration does not allow; a bug of ours
+├── Unsupported         a run found that this node has nothing for its collector; says so in a few words
 └── HostError           the kernel or a runtime refused one target; has `path` and `reason`
     ├── Vanished            it is gone: ENOENT, ENOTDIR, ESRCH, ENODEV, ENXIO
     ├── Denied              we may not: EPERM, EACCES
@@ -35,6 +36,10 @@ class StartError(UllageError):
 
 class ContractError(UllageError):
     """A collector broke its own declaration."""
+
+
+class Unsupported(UllageError):
+    """A run found that this node has nothing for its collector: no error, see `Collector.needs`."""
 
 
 class HostError(UllageError):

@@ -13,7 +13,7 @@ import structlog
 
 from agent.collector import Collector, Running, Yield
 from agent.containers import Runtimes
-from agent.errors import ContractError, HostError
+from agent.errors import ContractError, HostError, Unsupported
 from agent.exposition import Pages, Renderer, make_page
 from agent.finding import Found
 from agent.host import Host
@@ -139,12 +139,12 @@ class Runner:
         began = self._clock()
         lack = self.plan.collector.needs(self.host)
         if lack is not None:
-            self._pages.drop(self.plan.name)
-            self.outcome = Outcome(is_supported=False, reason=lack)
-            self._tell("collector has nothing to read", reason=lack)
+            self._withdraw(lack)
             return
         try:
             gathered = self._gather(running.collect(self.host))
+        except Unsupported as error:
+            self._withdraw(str(error))
         except HostError as error:
             self._fail(began, error.reason, str(error))
         except Exception as error:  # noqa: BLE001  a bug in one collector must not stop the others
@@ -154,6 +154,11 @@ class Runner:
         for refused in self.host.first_errors:
             self._log.warning("target skipped", reason=refused.reason, path=refused.path, detail=refused.detail)
         self.host.first_errors.clear()
+
+    def _withdraw(self, lack: str) -> None:
+        self._pages.drop(self.plan.name)
+        self.outcome = Outcome(is_supported=False, reason=lack)
+        self._tell("collector has nothing to read", reason=lack)
 
     def fail_start(self, error: Exception) -> None:
         """Record that the collector could not even be started."""

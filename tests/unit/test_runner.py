@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.collector import Collector, Yield, stateless
-from agent.errors import Denied, Vanished
+from agent.errors import Denied, Unsupported, Vanished
 from agent.exposition import Pages
 from agent.finding import Finding
 from agent.host import Host
@@ -209,3 +209,17 @@ def test_what_a_node_does_not_have_is_no_error() -> None:
     bench.run(USED(1, "a"))
     assert bench.runner.outcome.is_supported
     assert bench.page
+
+
+def test_what_only_a_run_can_tell_to_be_lacking_is_no_error_either() -> None:
+    bench = Bench()
+
+    def collect(_host: Host) -> Iterator[Yield]:
+        raise Unsupported("there is no x")
+        yield USED(1, "a")
+
+    bench.run(USED(1, "a"))
+    bench.run_with(collect)
+    assert bench.page == ""
+    assert (bench.runner.outcome.is_supported, bench.runner.outcome.reason) == (False, "there is no x")
+    assert not bench.runner.errors
