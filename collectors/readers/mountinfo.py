@@ -86,7 +86,7 @@ def visible(mounts: Sequence[Mount]) -> list[Mount]:
     for mount in sorted(mounts, key=lambda each: len(each.mountpoint)):
         if mount.id in covered:
             continue
-        above = _carrier(top, mount.mountpoint.rpartition("/")[0] or "/") if mount.mountpoint != "/" else None
+        above = carrier(top, mount.mountpoint.rpartition("/")[0] or "/") if mount.mountpoint != "/" else None
         if above is None or above.id == _foot(mount, by_id).parent:
             top[mount.mountpoint] = mount
     return [mount for mount in mounts if top.get(mount.mountpoint) is mount]
@@ -108,10 +108,11 @@ def _foot(mount: Mount, by_id: Mapping[int, Mount]) -> Mount:
 
 def carrying(mounts: Iterable[Mount], path: str) -> Mount | None:
     """Return the visible mount that carries a path: the one with the longest prefix of it."""
-    return _carrier({mount.mountpoint: mount for mount in mounts}, path)
+    return carrier({mount.mountpoint: mount for mount in mounts}, path)
 
 
-def _carrier(top: dict[str, Mount], path: str) -> Mount | None:
+def carrier(top: Mapping[str, Mount], path: str) -> Mount | None:
+    """Return the same, for many paths: `top` has the visible mounts by their points."""
     while path not in top:
         if path in ("/", ""):
             return None

@@ -6,10 +6,11 @@ what it was called with before: then an input alone would not repeat what it did
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from collectors.readers import ata, blockstat, btrfs, cgroup, dm, mountinfo, nvme, slabinfo, zfs
+from collectors.readers import ata, blockstat, btrfs, cgroup, dm, docker, mountinfo, nvme, slabinfo, zfs, zpool_events
 
 Target = Callable[[bytes], None]
 U64 = 1 << 64
@@ -110,6 +111,27 @@ def fuzz_dm_line(line: str) -> None:
     dm.parse_thin_table(line)
 
 
+def fuzz_docker(raw: bytes) -> None:
+    with suppress(ValueError):
+        docker.parse_data_root(raw)
+    with suppress(ValueError):
+        assert docker.parse_options(raw).is_mount in (True, False)
+    with suppress(ValueError):
+        container = docker.parse_container(raw)
+        assert container is None or container.pid > 0
+    for line in raw.split(b"\n"):
+        with suppress(ValueError, RecursionError):  # the API's client reads the JSON
+            fuzz_docker_answer(json.loads(line))
+
+
+def fuzz_docker_answer(answer: object) -> None:
+    with suppress(ValueError):
+        docker.parse_volume(answer)
+    with suppress(ValueError):
+        event = docker.parse_event(answer)
+        assert event is None or 0 < event.time < U64
+
+
 def fuzz_mountinfo(raw: bytes) -> None:
     mounts, malformed = mountinfo.parse(raw)
     assert len(mounts) + malformed == len([line for line in raw.split(b"\n") if line])
@@ -117,11 +139,18 @@ def fuzz_mountinfo(raw: bytes) -> None:
     for mount in seen:
         assert "\0" not in mount.mountpoint + mount.root + mount.source  # no function of os would take it
         mountinfo.carrying(seen, mount.mountpoint + "/x")
+        mountinfo.carrier({mount.mountpoint: mount}, mount.mountpoint)
         mountinfo.unescape(mount.source)
 
 
 def fuzz_slabinfo(raw: bytes) -> None:
     expect_finite(slabinfo.parse(raw, 4096).values())
+
+
+def fuzz_zpool_events(raw: bytes) -> None:
+    for snapshot in zpool_events.parse_snapshots(raw):
+        assert snapshot.time >= 0
+        assert snapshot.name.startswith(snapshot.dataset + "@")
 
 
 TARGETS: dict[str, Target] = {
@@ -130,10 +159,12 @@ TARGETS: dict[str, Target] = {
     "btrfs": fuzz_btrfs,
     "cgroup": fuzz_cgroup,
     "dm": fuzz_dm,
+    "docker": fuzz_docker,
     "mountinfo": fuzz_mountinfo,
     "nvme": fuzz_nvme,
     "slabinfo": fuzz_slabinfo,
     "zfs": fuzz_zfs,
+    "zpool_events": fuzz_zpool_events,
 }
 
 
