@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem, pagecache, qgroup, thinpool, writeamp
+from collectors import filesystem, pagecache, qgroup, thinpool, volumes, writeamp
 
 ALL: tuple[Collector, ...] = (
     filesystem.COLLECTOR,
     pagecache.COLLECTOR,
     qgroup.COLLECTOR,
     thinpool.COLLECTOR,
+    volumes.COLLECTOR,
     writeamp.COLLECTOR,
 )

@@ -75,9 +75,26 @@ class Dockerd:
         """Start a container and return its id."""
         return self.docker("run", "--detach", "--network=none", "--name", name, "busybox", "/bin/sh", "-c", script)
 
+    def quit(self) -> None:
+        """End the daemon alone, as a restart of its service does; `start` begins it anew."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(WAIT)
+
+    def hang(self) -> None:
+        """Have the daemon answer nothing until `wake`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Have the daemon go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End all containers, the daemon, and what they left mounted."""
         assert self._process is not None
+        self.wake()
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
             for container in self.docker("ps", "--all", "--quiet").split():
                 self.docker("rm", "--force", container)
