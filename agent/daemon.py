@@ -126,6 +126,8 @@ class Daemon:
         """Serve until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        # Python calls a handler between two of its instructions: a signal just before the poll would wait for the next
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         for target in (self._keep_page, self._keep_files):
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
         self._server.start()
@@ -141,6 +143,7 @@ class Daemon:
                 self._is_reload_wanted = False
                 with contextlib.suppress(ConfigError):  # logged and counted by reload
                     self.reload()
+        signal.set_wakeup_fd(-1)
         self._log.info("stopping")
         self._server.stop()
         self._engine.stop()
