@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.collector import NoSettings, Running, Start
+from agent.errors import Denied, Unsupported
 from agent.host import Host
 from collectors.readers.docker import Event, Volume
 from collectors.readers.zpool_events import Snapshot
@@ -277,6 +278,21 @@ def test_without_docker_it_says_so_and_is_silent(make: Make) -> None:
     reason = machine.node.runner.outcome.reason
     assert reason == "there is neither Docker's socket nor its directory of volumes"
     assert not machine.node.runner.errors
+
+
+class ForRootAlone(Host):
+    """Lists no directory."""
+
+    def names(self, path: str) -> list[str]:
+        raise Denied(path)
+
+
+def test_without_root_it_says_so(make: Make) -> None:
+    machine = make("docker")
+    root = str(machine.node.path)
+    host = ForRootAlone(f"{root}/proc", f"{root}/sys", root, f"{root}/dev")
+    with pytest.raises(Unsupported, match="for root alone"):
+        list(machine.node.running.collect(host))
 
 
 def change(time: int, action: Any = "destroy", name: str = "db") -> Change:
