@@ -35,6 +35,7 @@ FIRST_LIST = 2.0  # seconds that the first run waits for Docker, so that one run
 MISSING_FOR = 10.0  # seconds: Docker unmounts before it notes that the container has ended
 RACE = 500_000_000  # nanoseconds between a volume's change and a snapshot
 RACE_HELD = 600_000_000_000  # nanoseconds for which a race is told
+ZPOOL = 5.0  # seconds for `zpool events`
 GROUPS = 200  # of driver and filesystem with series of their own: a bound
 NAMES_KEPT = 20_000
 SHORT_ID = 12
@@ -72,8 +73,10 @@ RACES = Finding(
 ZpoolEvents = Callable[[Host], bytes | None]
 
 
-def _no_zpool_events(_host: Host) -> None:
-    """Nobody tells of snapshots."""
+def ask_zpool(host: Host) -> bytes | None:
+    """Return what the host's `zpool events` says, None if it says nothing."""
+    code, text = host.command("zpool", "events", "-v", "-H", deadline=ZPOOL, subject="zpool events")
+    return text if code == 0 else None
 
 
 class Race(NamedTuple):
@@ -105,7 +108,7 @@ class Volumes:
 
     start: Start
     connect: Callable[[str], Api] = DockerApi
-    zpool_events: ZpoolEvents = _no_zpool_events
+    zpool_events: ZpoolEvents = ask_zpool
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], int] = time.time_ns
     _feeds: dict[str, Feed] = field(default_factory=dict)
@@ -272,8 +275,11 @@ class Volumes:
             for change in recent
         }
         on_zfs = [(change, self._datasets[change]) for change in recent if self._datasets[change]]
-        text = self.zpool_events(host) if on_zfs else None
-        for change, snapshot in races(zpool_events.parse_snapshots(text), on_zfs) if text is not None else ():
+        text = None
+        if on_zfs:
+            with host.skipping():
+                text = self.zpool_events(host)
+        for change, snapshot in races(zpool_events.parse_snapshots(text or b""), on_zfs):
             offset = snapshot.time - change.event.time
             own = shlex.quote(label(f"{snapshot.dataset}@before-change"))
             yield RACES(

@@ -15,8 +15,9 @@ from agent.host import Host
 from collectors.readers.docker import Event, Volume
 from collectors.readers.zpool_events import Snapshot
 from collectors.volume_events import Change
-from collectors.volumes import COLLECTOR, GROUPS, MISSING_FOR, RACE, Volumes, races
+from collectors.volumes import COLLECTOR, GROUPS, MISSING_FOR, RACE, Volumes, ask_zpool, races
 from tests.trees.node import Node
+from tests.trees.tree import TreeCommands
 from tests.unit.test_volume_events import Daemon
 
 CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus"
@@ -336,6 +337,27 @@ def test_a_snapshot_that_races_with_a_destroy_is_told_once_and_for_a_while(make:
     assert f"zfs hold ullage {snapshot}" in found.remedy
     machine.daemon.time += 601 * SECOND
     assert machine.run() == set()
+    machine.close()
+
+
+def test_the_hosts_own_zpool_is_asked_and_may_fail(make: Make) -> None:
+    machine = make("zfs")
+    machine.connect()
+    running = machine.node.running
+    assert isinstance(running, Volumes)
+    running.zpool_events = ask_zpool
+    machine.run()
+    machine.daemon.create("db")
+    machine.daemon.there["db"]["Mountpoint"] = "/d/zfs/volumes/db/_data"
+    machine.again()
+    assert machine.run() == set()
+    assert set(machine.node.runner.errors) == {"vanished"}  # there is no zpool
+    text = zpool_event(machine.daemon.time, "dpool/docker@s").decode()
+    for code, expected in ((1, set()), (0, {("volume-snapshot-race", "db dpool/docker@s")})):
+        answers = {"zpool events -v -H": [code, text]}
+        (machine.node.path / "commands.json").write_text(json.dumps(answers))
+        machine.node.runner.host.commands = TreeCommands(machine.node.path)
+        assert machine.run() == expected
     machine.close()
 
 
