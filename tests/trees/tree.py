@@ -124,7 +124,7 @@ class TreeIoctls:
 
     def _page(self, name: str, subject: str) -> bytes:
         path = self._tree / "drives" / f"{name}.bin"
-        if not path.exists():
+        if not path.is_file():
             raise Failed(subject, "the ioctl returned 0x4002")
         return path.read_bytes()
 
