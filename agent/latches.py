@@ -6,16 +6,13 @@ page and hosts that have no Prometheus.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
+from agent import statefile
 
 TOO_OLD = 3600.0  # seconds; after that a level says nothing about now
 REFRESH = 600.0  # seconds between writes when nothing changes, well below TOO_OLD
@@ -32,25 +29,12 @@ class Latches:
         self._levels: dict[str, dict[str, tuple[int, float]]] = {}
         self._is_dirty = False
         self._saved_at = clock()
-        self._log = structlog.get_logger()
 
     def load(self) -> None:
         """Read the file. One that is too old is ignored; a damaged one is set aside, never fatal."""
         if self._path is None:
             return
-        try:
-            levels = _decode(json.loads(self._path.read_bytes()))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._log.warning("watermark state unreadable", path=str(self._path), error=error.strerror)
-            return
-        except ValueError as error:
-            aside = self._path.with_suffix(".damaged")
-            with contextlib.suppress(OSError):
-                os.replace(self._path, aside)
-            self._log.warning("watermark state damaged, set aside", path=str(aside), error=str(error))
-            return
+        levels = statefile.load(self._path, _VERSION, _decode) or {}
         now = self._clock()
         with self._lock:
             for watermark, targets in levels.items():
@@ -89,27 +73,12 @@ class Latches:
         with self._lock:
             self._is_dirty = False
             self._saved_at = self._clock()
-            data = json.dumps({"version": _VERSION, "levels": self._levels}, sort_keys=True)
-        temporary = self._path.with_suffix(".new")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        except OSError as error:
-            self._log.warning("watermark state not saved", path=str(self._path), error=error.strerror)
+            levels = {watermark: dict(targets) for watermark, targets in self._levels.items()}
+        statefile.save(self._path, _VERSION, {"levels": levels})
 
 
 def _decode(data: Any) -> dict[str, dict[str, tuple[int, float]]]:
-    if not isinstance(data, dict) or data.get("version") != _VERSION or not isinstance(data.get("levels"), dict):
-        message = f"expected an object with version {_VERSION} and levels"
-        raise ValueError(message)
-    try:
-        return {
-            str(watermark): {str(target): (int(level), float(seen)) for target, (level, seen) in targets.items()}
-            for watermark, targets in data["levels"].items()
-        }
-    except (AttributeError, TypeError) as error:
-        message = f"levels are not as written by us: {error}"
-        raise ValueError(message) from error
+    return {
+        str(watermark): {str(target): (int(level), float(seen)) for target, (level, seen) in targets.items()}
+        for watermark, targets in data["levels"].items()
+    }

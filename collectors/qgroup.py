@@ -15,10 +15,12 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from agent import statefile
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
@@ -33,6 +35,8 @@ from collectors.readers.mountinfo import Mount, carrying, parse, visible
 ROOT = "sys/fs/btrfs"
 SEARCHES = 1000  # of one filesystem's subvolumes, with 64 KiB of them each: a bound
 MIB, GIB = 1 << 20, 1 << 30
+STATE, KEEP_EVERY = "quota.json", 3600.0  # seconds between writes while nothing changes
+DISAPPEARED_FOR = 86_400.0  # seconds for which it is told: who meant it need not be told for ever
 NUMBERS = ("limit_flags", "referenced", "exclusive", "rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc")
 
 # Metadata's room is what its block groups have free, the kernel's own reserve (global_rsv) left out, and what is
@@ -122,7 +126,7 @@ DISAPPEARED = Finding(
     "qgroups-disappeared",
     "critical",
     "Quota was on on the btrfs {target} and is off now: every limit is gone. Docker up to 20.10 with the btrfs driver "
-    "switches it off for the whole filesystem when its daemon stops.",
+    "switches it off for the whole filesystem when its daemon stops. It is told for a day.",
     "btrfs quota enable {mount}   # then set each limit again: btrfs qgroup limit SIZE PATH",
 )
 HAS_ERRORS = Finding(
@@ -216,17 +220,30 @@ class Qgroups:
     """The running collector."""
 
     start: Start
+    now: Callable[[], float] = time.time
     _containers: Containers = field(init=False)
-    _had_quota: set[str] = field(default_factory=set)
+    _had_quota: dict[str, float] = field(default_factory=dict)  # the time when it was last seen, by btrfs
+    _kept: dict[str, float] = field(default_factory=dict)  # and that of the file that outlives us
     _short: set[str] = field(default_factory=set)  # of room for metadata
     _pressed: dict[str, str] = field(default_factory=dict)  # the candidate's qgroup of each btrfs
 
     def __post_init__(self) -> None:
-        """Prepare the names of containers."""
+        """Prepare the names of containers, and take up what the last agent kept."""
         self._containers = Containers(self.start.host, self.start.runtimes)
+        if self.start.state is not None:
+            self._kept = statefile.load(self.start.state / STATE, 1, _decode) or {}
+            self._had_quota = dict(self._kept)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Keep what is known."""
+        self._save()
+
+    def _save(self) -> None:
+        """Keep which btrfs had quota, and about when: Docker's and our own restart may be one and the same."""
+        is_old = any(abs(seen - self._kept.get(uuid, 0.0)) > KEEP_EVERY for uuid, seen in self._had_quota.items())
+        if self.start.state is not None and (is_old or self._kept.keys() != self._had_quota.keys()):
+            self._kept = dict(self._had_quota)
+            statefile.save(self.start.state / STATE, 1, {"had_quota": self._kept})
 
     def collect(self, host: Host) -> Iterator[Yield]:
         """Read every btrfs of the host."""
@@ -250,11 +267,13 @@ class Qgroups:
         # what a watermark compares comes first: the budget of series, if it does not suffice, drops the last
         for row in sorted(rows, key=lambda each: not each.is_limited):
             yield from row.samples()
+        self._save()
         for each in filesystems:
             yield from self._pressure(each, [row for row in rows if row.uuid == each.uuid])
 
     def _forget_all_but(self, uuids: Sequence[str]) -> None:
-        self._had_quota &= set(uuids)
+        now = self.now()
+        self._had_quota = {uuid: seen for uuid, seen in self._had_quota.items() if now - seen < DISAPPEARED_FOR}
         self._short &= set(uuids)
         self._pressed = {uuid: qgroup for uuid, qgroup in self._pressed.items() if uuid in uuids}
 
@@ -286,7 +305,7 @@ class Qgroups:
             if uuid in self._had_quota:
                 yield DISAPPEARED(uuid, mount=filesystem.quoted)
             return []
-        self._had_quota.add(uuid)
+        self._had_quota[uuid] = self.now()
         is_inconsistent = bool(_optional(host, f"{base}/inconsistent"))
         yield INCONSISTENT(int(is_inconsistent), uuid)
         if is_inconsistent:
@@ -425,6 +444,10 @@ def _candidate(filesystem: _Filesystem, qgroup: str, share: _Share) -> Found:
         qgroup=qgroup,  # not its path: that may hold anything, and this is a command
         mount=filesystem.quoted,
     )
+
+
+def _decode(data: Any) -> dict[str, float]:
+    return {str(uuid): float(seen) for uuid, seen in data["had_quota"].items()}
 
 
 def _is_rescanning(host: Host, filesystem: _Filesystem) -> bool:

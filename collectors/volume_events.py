@@ -8,19 +8,15 @@ Docker tells `create` also when a container starts with a volume that exists: on
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import structlog
-
+from agent import statefile
 from agent.dockerapi import Api
 from agent.errors import HostError, Malformed
 from collectors.readers.docker import Event, Volume, parse_event, parse_volume
@@ -30,7 +26,6 @@ SETTLE = 0.5  # seconds: the event of a volume may come a little after the volum
 PAUSES = 1.0, 30.0  # seconds between two connections, and at most
 REMEMBERED = 512  # events: a ring of the daemon holds half of that
 CHANGES = 1000  # a bound
-STATE_LIMIT = 8 << 20  # bytes
 VERSION = 1
 
 Key = tuple[int, str, str]
@@ -251,30 +246,11 @@ class Feed:
 
 
 def load(path: Path) -> dict[str, Kept]:
-    """Return what was kept by socket. A damaged file is set aside, never fatal."""
-    log = structlog.get_logger()
-    try:
-        with open(path, "rb") as file:
-            text = file.read(STATE_LIMIT + 1)
-        return _decode(text)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        log.warning("state of volumes unreadable", path=str(path), error=error.strerror)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        aside = path.with_suffix(".damaged")
-        with contextlib.suppress(OSError):
-            os.replace(path, aside)
-        log.warning("state of volumes damaged, set aside", path=str(aside), error=str(error))
-    return {}
+    """Return what was kept by socket."""
+    return statefile.load(path, VERSION, _decode) or {}
 
 
-def _decode(text: bytes) -> dict[str, Kept]:
-    if len(text) > STATE_LIMIT:
-        raise ValueError("too long")
-    data = json.loads(text)
-    if data["version"] != VERSION:
-        raise ValueError(f"expected version {VERSION}")
+def _decode(data: Any) -> dict[str, Kept]:
     return {
         str(socket): Kept(
             int(kept["since"]),
@@ -286,15 +262,5 @@ def _decode(text: bytes) -> dict[str, Kept]:
 
 
 def store(path: Path, kept: Mapping[str, Kept]) -> None:
-    """Write the file by atomic rename. Failure is logged; then the next agent begins anew."""
-    text = json.dumps({"version": VERSION, "daemons": {socket: each._asdict() for socket, each in kept.items()}})
-    temporary = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        structlog.get_logger().warning("state of volumes not saved", path=str(path), error=error.strerror)
+    """Keep what is known by socket; if that fails, the next agent begins anew."""
+    statefile.save(path, VERSION, {"daemons": {socket: each._asdict() for socket, each in kept.items()}})

@@ -330,3 +330,25 @@ def test_qgroups_go_and_come_while_they_are_read(make: Make) -> None:
     assert 'qgroup="0/257"' not in text
     assert 'qgroup="0/256"' in text
     assert node.runner.errors == {"vanished": 1}
+
+
+def test_quota_that_went_while_the_agent_was_stopped_is_found_for_a_day(make: Make, tmp_path: Path) -> None:
+    node, state = make(), tmp_path / "state"
+    now = [1e9]
+
+    def found() -> bool:
+        made = Qgroups(Start(node.runner.host, None, state), lambda: now[0])
+        ids = {each.finding.id for each in made.collect(node.runner.host) if isinstance(each, Found)}
+        made.close()
+        return "qgroups-disappeared" in ids
+
+    assert not found()
+    shutil.rmtree(node.sysfs / "qgroups")
+    assert found()
+    now[0] += 86_000
+    assert found()
+    now[0] += 500
+    assert not found()
+    (state / "quota.json").write_text('{"version": 1, "had_quota": []}')
+    assert not found()
+    assert (state / "quota.damaged").exists()

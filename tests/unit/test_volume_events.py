@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from agent.dockerapi import Api
 from agent.errors import Failed, Stuck, Vanished
-from collectors.volume_events import REMEMBERED, STATE_LIMIT, Feed, Kept, load, store
+from agent.statefile import LIMIT
+from collectors.volume_events import REMEMBERED, Feed, Kept, load, store
 
 SOCKET = "/run/docker.sock"
 RING = 256
@@ -318,7 +319,7 @@ DAMAGED = [
     '{"version": 1, "daemons": {"s": {"since": "x", "seen": [], "names": []}}}',
     '{"version": 1, "daemons": {"s": {"since": 1, "seen": [[1]], "names": []}}}',
     '{"version": 1, "daemons": {"s": 7}}',
-    " " * (STATE_LIMIT + 1),
+    " " * (LIMIT + 1),
 ]
 
 
@@ -328,7 +329,7 @@ def test_a_damaged_state_is_set_aside(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with capture_logs() as logs:
         assert load(path) == {}
-    assert [entry["event"] for entry in logs] == ["state of volumes damaged, set aside"]
+    assert [entry["event"] for entry in logs] == ["state damaged, set aside"]
     assert path.with_suffix(".damaged").read_text() == text
     assert not path.exists()
 
@@ -345,4 +346,4 @@ def test_a_state_directory_that_cannot_be_written_is_no_failure(tmp_path: Path) 
     with capture_logs() as logs:
         store(tmp_path / "file" / "volumes.json", {})
         assert load(tmp_path / "file" / "volumes.json") == {}
-    assert [entry["event"] for entry in logs] == ["state of volumes not saved", "state of volumes unreadable"]
+    assert [entry["event"] for entry in logs] == ["state not saved", "state unreadable"]
