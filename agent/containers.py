@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from agent.errors import Denied, HostError, Malformed, Vanished
+from agent.errors import Denied, Malformed, Vanished
 from agent.host import Host
 from agent.metric import LabelSet, label
 
@@ -232,7 +232,7 @@ class Containers:
         layers = {}
         for root in self._runtimes.docker_roots:
             base = f"{self._host.resolve(root)}/image/{driver}/layerdb/mounts"
-            for container in self._names(base):
+            for container in self._host.listed(base):
                 with self._host.skipping():
                     text = self._host.read(f"{base}/{container}/mount-id")
                     layers[text.decode("ascii", "replace").strip()] = container
@@ -368,11 +368,11 @@ class Containers:
     def _read_logs(self) -> None:
         """Read the kubelet's names: a link's is cut at 255 characters, which costs it the id's end; such are passed."""
         self._logs = {}
-        for name in self._names("/var/log/containers"):
+        for name in self._host.listed("/var/log/containers"):
             if match := _LOG_LINK.fullmatch(name):
                 unknown = Container("", "", "", match["id"], "")
                 self._logs[match["id"]] = _named(unknown, match["namespace"], match["pod"], match["container"])
-        for name in self._names("/var/log/pods"):
+        for name in self._host.listed("/var/log/pods"):
             if match := _LOG_DIRECTORY.fullmatch(name):
                 self._pods.setdefault(match["uid"], (label(match["namespace"]), label(match["pod"])))
 
@@ -395,15 +395,6 @@ class Containers:
                 )
                 return Place(name, "containerd", "", "")
         return None
-
-    def _names(self, path: str) -> list[str]:
-        try:
-            return self._host.names(path)
-        except Vanished:
-            return []
-        except HostError as error:
-            self._host.skip(error)
-            return []
 
     def _signature(self, path: str) -> tuple[int, int, int] | None:
         try:

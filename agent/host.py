@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from agent.errors import Failed, HostError, Malformed, Stuck, from_os
+from agent.errors import Failed, HostError, Malformed, Stuck, Vanished, from_os
 
 READ_LIMIT = 64 * 1024 * 1024
 _NUMBER = 64  # bytes, more than any number has
@@ -211,6 +211,23 @@ class Host:
             return sorted(os.listdir(self.real(path)))
         except OSError as error:
             raise from_os(path, error) from error
+
+    def listed(self, path: str) -> list[str]:
+        """Return a directory's names, sorted; none where it is absent, or refused, which is counted."""
+        try:
+            return self.names(path)
+        except Vanished:
+            return []
+        except HostError as error:
+            self.skip(error)
+            return []
+
+    def read_if_there(self, path: str) -> bytes:
+        """Return a file's bytes, none where it is absent."""
+        try:
+            return self.read(path)
+        except Vanished:
+            return b""
 
     def glob(self, pattern: str) -> list[str]:
         """Return the host's paths that match a shell pattern, sorted; what cannot be listed has no matches."""

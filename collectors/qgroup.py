@@ -24,7 +24,7 @@ from agent import statefile
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
-from agent.errors import HostError, Malformed, Stuck, Unreachable, Vanished
+from agent.errors import Malformed, Stuck, Unreachable, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
@@ -249,7 +249,7 @@ class Qgroups:
         """Read every btrfs of the host."""
         uuids = [name for name in host.names(ROOT) if host.exists(f"{ROOT}/{name}/allocation")]
         self._forget_all_but(uuids)
-        by_device = {device: uuid for uuid in uuids for device in _names(host, f"{ROOT}/{uuid}/devices")}
+        by_device = {device: uuid for uuid in uuids for device in host.listed(f"{ROOT}/{uuid}/devices")}
         filesystems = _mounted(host, uuids, by_device)
         owners = self._owners(host, by_device)
         rows: list[_Row] = []
@@ -555,16 +555,6 @@ def _mounted(host: Host, uuids: Sequence[str], by_device: Mapping[str, str]) -> 
     return [_Filesystem(uuid, points.get(uuid, "")) for uuid in uuids]
 
 
-def _names(host: Host, path: str) -> list[str]:
-    try:
-        return host.names(path)
-    except Vanished:
-        return []
-    except HostError as error:
-        host.skip(error)
-        return []
-
-
 def _optional(host: Host, path: str) -> int:
     try:
         return host.read_int(path)
@@ -583,7 +573,7 @@ def _allocation(host: Host, uuid: str) -> Iterator[Yield]:
 
 def _devices(host: Host, filesystem: _Filesystem) -> Iterator[Yield]:
     uuid = filesystem.uuid
-    for devid in _names(host, f"{ROOT}/{uuid}/devinfo"):
+    for devid in host.listed(f"{ROOT}/{uuid}/devinfo"):
         try:
             errors = btrfs.parse_table(host.read(f"{ROOT}/{uuid}/devinfo/{devid}/error_stats"))
         except Vanished:  # Linux before 5.14

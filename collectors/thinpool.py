@@ -349,7 +349,7 @@ class ThinPools:
 
     def _lvm(self, host: Host, device: dm.Device) -> tuple[str, str] | None:
         with host.skipping():
-            uuid = _optional(host, f"{BLOCK}/{device.number}/dm/uuid")
+            uuid = host.read_if_there(f"{BLOCK}/{device.number}/dm/uuid")
             names = dm.split_lvm_name(device.name)
             if uuid.startswith(b"LVM-") and names is not None:
                 return names[:2]
@@ -495,20 +495,13 @@ def _numbers(host: Host, path: str, least: int) -> list[int]:
     return [int(word) for word in words[:least]]
 
 
-def _optional(host: Host, path: str) -> bytes:
-    try:
-        return host.read(path)
-    except Vanished:
-        return b""
-
-
 def _files(host: Host, number: str) -> list[str]:
     """Return the files behind the loop devices that the device lies on, itself or below it."""
     files: set[str] = set()
     todo = [(f"{BLOCK}/{number}", 0)]
     while todo:
         path, depth = todo.pop()
-        file = _optional(host, f"{path}/loop/backing_file").rstrip(b"\n")
+        file = host.read_if_there(f"{path}/loop/backing_file").rstrip(b"\n")
         if file:
             files.add(file.decode("utf-8", "surrogateescape"))
         if depth < LAYERS and host.exists(f"{path}/slaves"):

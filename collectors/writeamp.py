@@ -309,9 +309,9 @@ class WriteAmplification:
 
     def _nvme(self, host: Host, drive: str, controller: str) -> tuple[Sample, ...] | None:
         base = f"sys/class/nvme/{controller}"
-        if _optional(host, f"{base}/device/power/runtime_status").strip() in (b"suspended", b"suspending"):
+        if host.read_if_there(f"{base}/device/power/runtime_status").strip() in (b"suspended", b"suspending"):
             return None
-        labels = label(drive), label(_optional(host, f"{base}/model").strip())
+        labels = label(drive), label(host.read_if_there(f"{base}/model").strip())
         page = nvme.data_of(host.ioctl(f"dev/{controller}", nvme.ADMIN_COMMAND, *_log(nvme.SMART, controller)))
         smart = nvme.parse_smart(page)
         if smart is None:
@@ -334,7 +334,7 @@ class WriteAmplification:
         page = self._page(host, controller, nvme.OCP)
         if page is not None and (media := nvme.parse_ocp(page)) is not None:
             return media
-        if _optional(host, f"{base}/device/vendor").strip() == b"0x8086":
+        if host.read_if_there(f"{base}/device/vendor").strip() == b"0x8086":
             page = self._page(host, controller, nvme.INTEL)
             return nvme.parse_intel(page).media_written if page is not None else None
         return None
@@ -351,7 +351,7 @@ class WriteAmplification:
 
     def _sata(self, host: Host, disk: str) -> tuple[Sample, ...] | None:
         path, subject = f"dev/{disk}", label(disk)
-        if not _optional(host, f"sys/block/{disk}/device/vendor").startswith(b"ATA"):
+        if not host.read_if_there(f"sys/block/{disk}/device/vendor").startswith(b"ATA"):
             return ()
         buffer, pointers = ata.power_request()
         if ata.is_asleep(host.ioctl(path, ata.SG_IO, buffer, subject, pointers)) is not False:
@@ -400,9 +400,9 @@ def _from_smartctl(host: Host, disk: str) -> ata.Written:
 def _disks(host: Host) -> list[str]:
     """Return the disks that lie on nothing else: they have hardware, and no slaves."""
     found = []
-    for disk in _names(host, "sys/block"):
+    for disk in host.listed("sys/block"):
         base = f"sys/block/{disk}"
-        if host.exists(f"{base}/device") and not _names(host, f"{base}/slaves"):
+        if host.exists(f"{base}/device") and not host.listed(f"{base}/slaves"):
             found.append(disk)
     return found
 
@@ -414,7 +414,7 @@ def _drives_below(host: Host, device: str) -> set[str]:
     while todo:
         name, depth = todo.pop()
         base = f"sys/class/block/{name}"
-        slaves = _names(host, f"{base}/slaves")
+        slaves = host.listed(f"{base}/slaves")
         if host.exists(f"{base}/partition"):
             todo.append((host.resolve(base).split("/")[-2], depth))
         elif slaves and depth < LAYERS:
@@ -457,7 +457,7 @@ def _xfs(host: Host) -> Iterator[Yield]:
 def _nvme(host: Host, disks: list[str]) -> dict[str, str]:
     """Return NVMe controllers by the names of their disks; one that has several goes by its own name."""
     found = {}
-    for controller in _names(host, "sys/class/nvme"):
+    for controller in host.listed("sys/class/nvme"):
         mine = [disk for disk in disks if disk.startswith((f"{controller}n", f"{controller}c"))]
         found[mine[0] if len(mine) == 1 else controller] = controller
     return found
@@ -472,23 +472,6 @@ def _cgroup_of(text: bytes) -> str:
         paths[controllers] = path
     named = (path for controllers, path in paths.items() if "memory" in controllers.split(","))
     return next(named, paths.get("", "/"))
-
-
-def _names(host: Host, path: str) -> list[str]:
-    try:
-        return host.names(path)
-    except Vanished:
-        return []
-    except HostError as error:
-        host.skip(error)
-        return []
-
-
-def _optional(host: Host, path: str) -> bytes:
-    try:
-        return host.read(path)
-    except Vanished:
-        return b""
 
 
 def _needs(host: Host) -> str | None:
