@@ -7,8 +7,7 @@ whole subtree, as all keys are on version 2. Bytes, but for events.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Callable
 
 UNLIMITED = 1 << 62  # version 1 says "no limit" by the largest number of pages
 
@@ -26,7 +25,8 @@ _OLD_REFAULT = {  # before Linux 5.9
     b"workingset_refault_file": b"workingset_refault",
 }
 _DIGITS = 20  # of a u64; a float cannot hold what has hundreds, nor int() read thousands
-_PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(\d{1,%d})\b" % _DIGITS, re.MULTILINE)
+_NUMBER = rb"\d{1,%d}" % _DIGITS
+_PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(%s)\b" % _NUMBER, re.MULTILINE)
 
 Row = tuple[int | None, ...]
 
@@ -34,31 +34,29 @@ Row = tuple[int | None, ...]
 def stat_parser(keys: tuple[bytes, ...]) -> Callable[[bytes], Row]:
     """Return a parser of memory.stat that gives the values of `keys` in their order, None for one that is absent.
 
-    It remembers where the keys stood in the last file, splits just that part of the next one, and looks for them
-    anew when they do not stand there any more.
+    It remembers in which order the lines stood in the last file, matches just that part of the next one, and looks for
+    the keys anew when they do not stand there any more.
     """
-    first, most = b"", 0  # what the part begins with, and the words in it
-    names: Callable[[list[bytes]], object] = itemgetter(*[0] * len(keys))
-    values: Callable[[list[bytes]], Iterable[bytes]] = itemgetter(*[0] * len(keys))
+    first, skipped = b"\n", 1  # what stands before the part
+    match = re.compile(b"(?!)").match
+    groups: tuple[int, ...] = ()
 
     def learn(words: list[bytes], places: dict[bytes, int]) -> None:
-        nonlocal first, most, names, values
-        start = min(places[key] for key in keys)
-        first = b"\n" + words[start] + b" " if start else b""
-        most = max(places[key] for key in keys) - start + 2
-        names = itemgetter(*[places[key] - start for key in keys])
-        values = itemgetter(*[places[key] - start + 1 for key in keys])
+        nonlocal first, skipped, match, groups
+        wanted = sorted(places[key] for key in keys)
+        start, end = wanted[0], wanted[-1]
+        first, skipped = (b"\n" + words[start] + b" ", 1) if start else (b"", 0)
+        lines = (
+            re.escape(words[at]) + (b" (%s)\n" % _NUMBER if at in wanted else rb" \d+\n")
+            for at in range(start, end + 1, 2)
+        )
+        match = re.compile(b"".join(lines)).match
+        groups = tuple(wanted.index(places[key]) + 1 for key in keys)
 
     def parse(text: bytes) -> Row:
-        words = text[max(0, text.find(first)) :].split(None, most)
-        try:
-            if names(words) == keys:
-                found = values(words)
-                digits = b"".join(found)  # one look at all of them: this is where the time goes
-                if digits.isdigit() and len(digits) <= _DIGITS * len(keys):
-                    return tuple(map(int, found))
-        except IndexError:
-            pass
+        found = match(text, text.find(first) + skipped)
+        if found is not None:
+            return tuple(map(int, found.group(*groups)))
         words = text.split()
         places = {word: at for at, word in enumerate(words[:-1]) if at % 2 == 0}
         if all(key in places for key in keys):
