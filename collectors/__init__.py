@@ -1,9 +1,9 @@
-"""One file per subject, and the table of them."""
+"""The collectors, one line each, by hand: what is not in ALL does not run."""
 
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem, pagecache, qgroup, thinpool, volumes, writeamp
+from collectors import filesystem, pagecache, qgroup, thinpool, volumes, writeamp, zfs
 
 ALL: tuple[Collector, ...] = (
     filesystem.COLLECTOR,
@@ -12,4 +12,5 @@ ALL: tuple[Collector, ...] = (
     thinpool.COLLECTOR,
     volumes.COLLECTOR,
     writeamp.COLLECTOR,
+    zfs.COLLECTOR,
 )

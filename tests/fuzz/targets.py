@@ -50,6 +50,13 @@ def fuzz_zfs(raw: bytes) -> None:
     for word in zfs.parse_kstat(raw).values():
         zfs.number(word)
     zfs.parse_leaves(raw)
+    for txg in zfs.parse_txgs(raw):
+        expect_u64(txg)
+    for dataset in zfs.parse_datasets(raw).values():
+        expect_u64(size for size in dataset if isinstance(size, int))
+    for snapshot in zfs.parse_snapshots(raw):
+        expect_u64([snapshot.created, snapshot.holds])
+    zfs.release(zfs.parse_version(raw) or "")
 
 
 def fuzz_btrfs(raw: bytes) -> None:
