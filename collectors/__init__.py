@@ -1,4 +1,4 @@
-"""The collectors, one line each, by hand: what is not in ALL does not run."""
+"""One file per subject, and the table of them."""
 
 from __future__ import annotations
 
