@@ -30,6 +30,7 @@ from agent.host import Host
 from agent.metric import LabelSet, Metric, Sample, label
 from agent.units import Seconds
 from agent.watermark import Tier, Watermark
+from collectors import blockdevices
 from collectors.readers import ata, blockstat, nvme, zfs
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -207,7 +208,7 @@ class WriteAmplification:
         disks = _disks(host)
         for disk in disks:
             with host.skipping():
-                yield DEVICE(_reached(host, disk), label(disk))
+                yield DEVICE(blockdevices.written(host, disk), label(disk))
         yield from _page_cache(host)
         yield from _xfs(host)
         yield from self._zfs(host)
@@ -235,7 +236,7 @@ class WriteAmplification:
                 leaves = self._leaves_of(host, pool)
                 if leaves:
                     drives = {drive for leaf in leaves for drive in _drives_below(host, leaf)}
-                    reached = sum(_reached(host, leaf) for leaf in leaves)
+                    reached = sum(blockdevices.written(host, leaf) for leaf in leaves)
                     yield REACHED(reached, *labels, label(drives.pop()) if len(drives) == 1 else "")
 
     def _leaves_of(self, host: Host, pool: str) -> tuple[str, ...]:
@@ -248,8 +249,9 @@ class WriteAmplification:
             code, text = host.command(
                 *("zpool", "list", "-vHPL", "-o", "name", pool), deadline=5.0, subject=f"zpool {pool}"
             )
-            leaves = tuple(path.removeprefix("/dev/") for path in zfs.parse_leaves(text)) if code == 0 else ()
-            known = self._leaves[pool] = self.clock(), leaves
+            found = [blockdevices.kernel_name(host, path) for path in zfs.parse_leaves(text)] if code == 0 else []
+            # what lies on a file, or is gone, has no count of its own: then there is none of the pool
+            known = self._leaves[pool] = self.clock(), tuple(leaf for leaf in found if leaf) if all(found) else ()
         return known[1]
 
     def _processes_of(self, host: Host) -> Iterator[Yield]:
@@ -424,15 +426,6 @@ def _drives_below(host: Host, device: str) -> set[str]:
     return found
 
 
-def _reached(host: Host, device: str) -> int:
-    """Return the bytes that were written to a block device."""
-    path = f"sys/class/block/{device}/stat"
-    sectors = blockstat.parse_sectors_written(host.read(path))
-    if sectors is None:
-        raise Malformed(path, "expected at least seven numbers")
-    return sectors * blockstat.SECTOR
-
-
 def _page_cache(host: Host) -> Iterator[Yield]:
     with host.skipping():
         dirtied = blockstat.parse_lines(host.read("proc/vmstat")).get("nr_dirtied")
@@ -447,7 +440,7 @@ def _xfs(host: Host) -> Iterator[Yield]:
             written = blockstat.parse_xfs_written(host.read(path))
             if written is None:
                 raise Malformed(path, "expected a line `xpc`")
-            reached = _reached(host, device)
+            reached = blockdevices.written(host, device)
             drives = _drives_below(host, device)
             labels = "filesystem", "xfs", label(device)
             yield WRITTEN(written, *labels)
