@@ -28,8 +28,8 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
-unit: $(VENV)/dev ## unit tests only
-	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+unit: $(VENV)/dev ## unit tests, without those marked slow
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit $(ARGS)
 
 format: $(VENV)/dev ## format the code, mend what ruff can
 	$(BIN)/ruff check --fix-only

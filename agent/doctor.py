@@ -96,7 +96,7 @@ def examine(options: Options, collectors: Sequence[Collector], seconds: float) -
         time.sleep(seconds)
         before = {name: worker.runner.outcome for name, worker in workers.items()}
         for worker in workers.values():
-            worker.wake()
+            worker.wake(at_once=True)
         while any(worker.runner.outcome is before[name] and not worker.is_overdue for name, worker in workers.items()):
             time.sleep(_POLL)
         elapsed = time.monotonic() - began

@@ -50,6 +50,7 @@ class Worker:
         self._since: float | None = None
         self._stop = threading.Event()
         self._woken = threading.Event()
+        self._is_hurried = False
         self._predecessor: threading.Thread | None = None
         self.thread = threading.Thread(target=self._live, name=f"collector-{runner.plan.name}", daemon=True)
 
@@ -74,8 +75,9 @@ class Worker:
         self._stop.set()
         self._woken.set()
 
-    def wake(self) -> None:
-        """Ask for a run before its time, from any thread; a burst of wakes is one run."""
+    def wake(self, *, at_once: bool = False) -> None:
+        """Ask for a run before its time, from any thread; a burst of wakes is one run, unless it is to be at once."""
+        self._is_hurried = at_once
         self._woken.set()
 
     def _live(self) -> None:
@@ -93,7 +95,8 @@ class Worker:
             while not self._stop.is_set():
                 self._run_once(running)
                 if self._woken.wait(self._until_next()):
-                    self._stop.wait(max(BURST, BURST_FACTOR * self.runner.outcome.duration))
+                    if not self._is_hurried:
+                        self._stop.wait(max(BURST, BURST_FACTOR * self.runner.outcome.duration))
                     self._woken.clear()
         finally:
             running.close()

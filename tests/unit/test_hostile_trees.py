@@ -26,6 +26,8 @@ from agent.runner import Runner
 from tests.fuzz.damage import DAMAGES, HOSTILE, cut, double, flip, insert, replace
 from tests.trees.tree import host_of
 
+pytestmark = pytest.mark.slow
+
 TREES = Path(__file__).resolve().parents[1] / "trees"
 
 
