@@ -6,13 +6,14 @@ for what reached a block device, in sectors of 512 bytes; NVMe log pages and SAT
 was sent and what it wrote to its flash (CAP_SYS_ADMIN, CAP_SYS_RAWIO).
 
 Traps: ext4's own counters are those of its partition, so there is no layer above; btrfs has none. nr_dirtied and
-write_bytes count pages when they are dirtied, not what is written with O_DIRECT, and a process that begins and ends
-between two looks is missed. A drive whose family is not known has no flash metric: the same page and the same attribute
-mean different things on different drives.
+write_bytes count pages when they are dirtied, not what is written with O_DIRECT. What a process wrote goes to the one
+that waits for its end; if that is none of the container's, it is lost. A drive whose family is not known has no flash
+metric: the same page and the same attribute mean different things on different drives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -37,6 +38,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 LAYERS = 8  # of devices on devices: a bound
 DRIVES = 1000  # that one node may have: a bound
 SMARTCTL = 10.0  # seconds
+BORN_AT, DIGITS = 19, 20  # of /proc/PID/stat behind the name: starttime; of a u64
 LEAVES_EVERY = 300.0  # seconds between looks which devices a pool lies on
 PLAUSIBLE = 1 << 40  # bytes from which on a drive's two counters are held against each other
 FLOOR = 64 << 20  # bytes below which a ratio says nothing
@@ -175,14 +177,6 @@ class _Drive(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Process:
-    """What a process had written when it was last looked at, and whose it is."""
-
-    written: int
-    owner: LabelSet | None
-
-
-@dataclass(slots=True)
 class WriteAmplification:
     """The running collector."""
 
@@ -191,7 +185,8 @@ class WriteAmplification:
     _containers: Containers = field(init=False)
     _drives: dict[str, _Drive] = field(default_factory=dict)
     _refused: set[tuple[str, int]] = field(default_factory=set)
-    _processes: dict[tuple[str, bytes], _Process] = field(default_factory=dict)
+    _owners: dict[tuple[str, int], LabelSet] = field(default_factory=dict)  # containers' processes by number and birth
+    _sums: dict[LabelSet, int] = field(default_factory=dict)  # what they had written at the last look, by container
     _written: dict[LabelSet, int] = field(default_factory=dict)
     _pools: dict[str, _Sum] = field(default_factory=dict)
     _leaves: dict[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)
@@ -255,27 +250,28 @@ class WriteAmplification:
         return known[1]
 
     def _processes_of(self, host: Host) -> Iterator[Yield]:
-        """Add what the containers' processes have written since the last look to their containers' sums."""
-        alive: dict[tuple[str, bytes], _Process] = {}
+        """Add what the processes of each container have written since the last look to the container's sum.
+
+        A process takes over what its children have written when it waits for their end. So a container is judged as a
+        whole, and parents are read before their children: else what a child wrote could count twice. What nobody
+        takes over is lost, and lowers the whole: then nothing is added.
+        """
+        is_first = not self._owners
+        owners: dict[tuple[str, int], LabelSet] = {}
+        sums: dict[LabelSet, int] = {}
         paths = []
-        is_first = not self._processes
-        for pid in host.names("proc"):
-            if not pid.isdigit():
-                continue
+        for born, pid, is_zombie in sorted(_processes(host)):
             try:
-                born = host.read(f"proc/{pid}/stat").rpartition(b")")[2].split()[19]
-                known = self._processes.get((pid, born))
                 path = _cgroup_of(host.read(f"proc/{pid}/cgroup"))
                 paths.append(path)
                 found = self._containers.lookup(path)
                 owner = found.labels if found is not None and found.id else None
-                written = 0
-                if owner is not None:
-                    io = blockstat.parse_lines(host.read(f"proc/{pid}/io"))
-                    written = max(0, io.get("write_bytes", 0) - io.get("cancelled_write_bytes", 0))
-                    before = known.written if known is not None and known.owner == owner else written * is_first
-                    self._written[owner] = self._written.get(owner, 0) + max(0, written - before)
-            except (Vanished, IndexError):  # it has ended meanwhile
+                if owner is None and is_zombie:  # version 1 no longer says where it was
+                    owner = self._owners.get((pid, born))
+                if owner is None:
+                    continue
+                io = blockstat.parse_lines(host.read(f"proc/{pid}/io"))
+            except Vanished:  # it has ended meanwhile
                 continue
             except Denied as error:  # of all processes alike: told once, not once for each
                 host.skip(Denied("proc/PID/io", error.detail))
@@ -283,13 +279,16 @@ class WriteAmplification:
             except HostError as error:
                 host.skip(error)
                 continue
-            alive[pid, born] = _Process(max(written, known.written if known else 0), owner)
-        self._processes = alive
+            owners[pid, born] = owner
+            written = max(0, io.get("write_bytes", 0) - io.get("cancelled_write_bytes", 0))
+            sums[owner] = sums.get(owner, 0) + written
         self._containers.retain(paths)
-        owners = {process.owner for process in alive.values()}
-        self._written = {owner: total for owner, total in self._written.items() if owner in owners}
-        for owner, total in self._written.items():
-            yield PROCESSES(total, *owner)
+        for owner, total in sums.items():
+            before = self._sums.get(owner, total if is_first else 0)
+            self._written[owner] = self._written.get(owner, 0) + max(0, total - before)
+            yield PROCESSES(self._written[owner], *owner)
+        self._owners, self._sums = owners, sums
+        self._written = {owner: self._written[owner] for owner in sums}
 
     # -- what drives say --
 
@@ -372,6 +371,16 @@ class WriteAmplification:
         labels = subject, label(model)
         pairs = ((HOST_WRITTEN, written.host), (MEDIA_WRITTEN, written.media), (USED, written.used))
         return tuple(metric(value, *labels) for metric, value in pairs if value is not None)
+
+
+def _processes(host: Host) -> Iterator[tuple[int, str, bool]]:
+    """Yield each process as the clock ticks of its birth, its number, and whether it only waits to be waited for."""
+    for pid in host.names("proc"):
+        if pid.isdigit():
+            with host.skipping(), contextlib.suppress(Vanished):
+                words = host.read(f"proc/{pid}/stat").rpartition(b")")[2].split()
+                if len(words) > BORN_AT and words[BORN_AT].isdigit() and len(words[BORN_AT]) <= DIGITS:
+                    yield int(words[BORN_AT]), pid, words[0] == b"Z"
 
 
 def _log(page: int, controller: str) -> tuple[bytes, str, dict[int, int]]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from agent.collector import Start
+from agent.containers import Runtimes
 from agent.host import Host
 from agent.metric import Sample
 from collectors import writeamp
 from tests.real.conftest import Make, run
+from tests.real.dockerd import dockerd
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -25,9 +28,9 @@ MIB = 1 << 20
 class Node:
     """The collector at work."""
 
-    def __init__(self, host: Host | None = None) -> None:
-        self.host = host or Host()
-        self._running = writeamp.COLLECTOR.start(Start(self.host, writeamp.Settings()))
+    def __init__(self, runtimes: Runtimes | None = None) -> None:
+        self.host = Host()
+        self._running = writeamp.COLLECTOR.start(Start(self.host, writeamp.Settings(), runtimes=runtimes or Runtimes()))
 
     def read(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """Do one run."""
@@ -36,6 +39,14 @@ class Node:
             (each.metric.name, frozenset(zip(each.metric.labels, each.labels, strict=True))): each.value
             for each in samples
         }
+
+    def written(self, container: str) -> float:
+        """Do one run; return what a container has written, 0 if it is not known."""
+        name = writeamp.PROCESSES.name
+        samples = self.read().items()
+        return next(
+            (value for (metric, labels), value in samples if metric == name and ("container", container) in labels), 0
+        )
 
     def layer(self, device: str) -> tuple[float, float]:
         """Do one run; return what was asked of a filesystem and what reached its device."""
@@ -117,3 +128,24 @@ def test_doctor_tells_the_amplification_between_its_two_readings(filesystem: Mak
         report = json.loads(doctor.stdout.read())
     (found,) = [each for each in report["ratios"] if each["target"].endswith(f"xfs {device}")]
     assert found["ratio"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.docker
+def test_what_a_containers_processes_write_is_their_containers(filesystem: Make, need: Callable[..., None]) -> None:
+    need("dockerd", "docker", "busybox")
+    with tempfile.TemporaryDirectory() as short, dockerd(Path(short), root=filesystem("ext4", size=300)) as docker:
+        docker.import_image("busybox")
+        script = "while [ ! -e /go ]; do sleep 0.1; done; dd if=/dev/zero of=/file bs=64k count=1024 conv=fsync; "
+        script += ": > /done; exec sleep 600"
+        writer, idler = docker.run("writer", script), docker.run("idler", "exec sleep 600")
+        node = Node(runtimes=Runtimes(docker_roots=(str(docker.root),)))
+        node.read()
+        docker.docker("exec", writer, "/bin/sh", "-c", ": > /go")
+        done, seen = Path(docker.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", writer)) / "done", set()
+        until = time.monotonic() + 60
+        while not done.exists() and time.monotonic() < until:
+            seen.add(node.written("writer"))  # the writer is a child, of which the shell takes over what it wrote
+        assert len(seen) > 2
+        assert 64 * MIB <= node.written("writer") < 65 * MIB
+        assert node.written("idler") < MIB
+        assert idler

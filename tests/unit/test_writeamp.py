@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,23 +149,41 @@ def test_of_a_disk_that_our_table_does_not_know_smartctl_is_asked(make: Make) ->
         assert not drives.node.runner.errors
 
 
-def test_processes_add_to_their_container_what_they_write_from_our_start_on(make: Make) -> None:
+def test_a_containers_sum_is_of_all_its_processes_from_our_start_on_and_counts_once(make: Make) -> None:
     drives = make("node")
-    drives.run()
-    assert drives.values("container_written_bytes_total", container="db") == [0]
-    io = drives.path / "proc/812/io"
-    io.write_text("write_bytes: 509600\ncancelled_write_bytes: 4096\n")
-    drives.run()
-    assert drives.values("container_written_bytes_total", container="db") == [100000]
-    # the process ends, and another with its number writes; so does a new one
-    for pid, born, written in (("812", "9000", 50), ("900", "9001", 7)):
+
+    def process(pid: str, written: int | None, born: int = 9000, state: str = "S", group: str = CONTAINER) -> None:
         directory = drives.path / "proc" / pid
+        if written is None:
+            shutil.rmtree(directory)
+            return
         directory.mkdir(exist_ok=True)
-        (directory / "stat").write_text(f"{pid} (x) S " + "1 " * 18 + f"{born} 1\n")
-        (directory / "cgroup").write_text(f"0::/docker/{CONTAINER}\n")
+        (directory / "stat").write_text(f"{pid} (x) {state} " + "1 " * 18 + f"{born} 1\n")
+        (directory / "cgroup").write_text(f"0::/docker/{group}\n" if group else "0::/\n")
         (directory / "io").write_text(f"write_bytes: {written}\ncancelled_write_bytes: 0\n")
-    drives.run()
-    assert drives.values("container_written_bytes_total", container="db") == [100057]
+
+    def total() -> float:
+        drives.run()
+        (value,) = drives.values("container_written_bytes_total", container="db")
+        return value
+
+    assert total() == 0
+    process("812", 1_000_000, born=4711)
+    assert total() == 1_000_000 - 405_504
+    process("900", 5_000)  # a child
+    before = total()
+    assert before == 1_005_000 - 405_504
+    process("900", 7_000, state="Z", group="")  # it has ended, and on cgroup version 1 is nowhere
+    assert total() == before + 2_000
+    process("900", None)
+    process("812", 1_007_000, born=4711)  # its parent has waited for it
+    assert total() == before + 2_000
+    process("901", 500)
+    assert total() == before + 2_500
+    process("901", None)  # nobody of the container waited for it
+    assert total() == before + 2_500
+    process("902", 100)
+    assert total() == before + 2_600
 
 
 def test_a_container_that_is_gone_has_no_series(make: Make) -> None:
