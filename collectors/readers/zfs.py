@@ -97,13 +97,14 @@ def parse_txgs(text: bytes) -> list[Txg]:
     `44  49642387994  C  0  0  356352  0  45  260356590  21822  116304  48204588`, by the names in the first line.
     """
     names, *lines = text.decode("ascii", "replace").splitlines() or [""]
-    places = {name: place for place, name in enumerate(names.split())}
+    columns = names.split()
+    places = {name: place for place, name in enumerate(columns)}
     keys = "txg", "nwritten", "otime", "qtime", "wtime", "stime"
     if not places.keys() >= {"state", *keys}:
         return []
     found = []
     for words in map(str.split, lines):
-        if len(words) == len(places) and words[places["state"]] == "C":
+        if len(words) == len(columns) and words[places["state"]] == "C":
             numbers = [each for key in keys if (each := number(words[places[key]])) is not None]
             if len(numbers) == len(keys):
                 found.append(Txg(*numbers))

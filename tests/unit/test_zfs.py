@@ -500,6 +500,7 @@ def test_transaction_groups_are_read_by_the_names_of_their_columns() -> None:
     assert zfs.parse_txgs(head + b"7 1 C 5 1 2 3 4\n8 1 S 0 0 0 0 0\n9 x\n") == [zfs.Txg(7, 5, 1, 2, 3, 4)]
     assert zfs.parse_txgs(b"txg state nwritten\n7 C 5\n") == []
     assert zfs.parse_txgs(b"") == []
+    assert zfs.parse_txgs(b"txg " + head + b"7 7 1 C 5 1 2 3 4\n7 1 C 5 1 2 3\n") == [zfs.Txg(7, 5, 1, 2, 3, 4)]
 
 
 def test_lines_that_make_no_sense_are_passed_over() -> None:
