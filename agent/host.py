@@ -247,6 +247,13 @@ class Host:
             raise from_os(path, error) from error
         return found.st_ino, found.st_mtime_ns, found.st_size
 
+    def device(self, path: str) -> int:
+        """Return the number of the device that a file lies on."""
+        try:
+            return os.stat(self.real(path)).st_dev
+        except OSError as error:
+            raise from_os(path, error) from error
+
     def exists(self, path: str) -> bool:
         """Return whether the path leads to something now."""
         return os.path.exists(self.real(path))

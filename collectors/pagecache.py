@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
 from operator import is_
 
 import msgspec
@@ -26,6 +25,7 @@ from agent.finding import Finding, Found
 from agent.host import Host
 from agent.inotify import CREATE, DELETE, IGNORED, IS_DIRECTORY, OVERFLOW, Inotify
 from agent.metric import Family, Kind, LabelSet, Metric, label
+from agent.ranking import biggest
 from agent.watermark import Tier, Watermark
 from collectors.readers import slabinfo
 from collectors.readers.cgroup import KEYS_V1, KEYS_V2, Row, parse_limit, parse_numbers, parse_pressure, stat_parser
@@ -442,17 +442,11 @@ class PageCache:
         yield from self._limits(host, kind, [(group, labels) for group, labels in shown if labels is not None])
 
     def _choose(self, kind: str, groups: list[Group]) -> list[Group]:
-        """Return the biggest, in a stable choice: who is in stays until another is a quarter bigger."""
+        """Return the biggest, in a stable choice."""
         if len(groups) <= self._settings.top:
             return groups
-        before = set(self._chosen.get(kind, ()))
-
-        def weight(group: Group) -> float:
-            size = _minus(group.row[CACHE], group.row[SHMEM]) or 0
-            return size * 1.25 if group in before else size
-
-        chosen = set(nlargest(self._settings.top, groups, key=weight))
-        self._chosen[kind] = [group for group in groups if group in chosen]
+        sizes = {group: _minus(group.row[CACHE], group.row[SHMEM]) or 0 for group in groups}
+        self._chosen[kind] = biggest(sizes, self._settings.top, self._chosen.get(kind, ()))
         return self._chosen[kind]
 
     def _label(self, kind: str, group: Group) -> LabelSet | None:
