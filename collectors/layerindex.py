@@ -1,0 +1,287 @@
+"""An index of a layer that is written to: its directories, and what each holds.
+
+What changed is told by a fanotify mark on its filesystem, or by the times of the directories, and only that is read
+again. Whatever is in doubt is read again too: all that was moved, and the whole layer when a file has gained a second
+name somewhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+
+from agent.beneath import Directories
+from agent.errors import from_os
+from agent.fanotify import Handles
+from collectors.layerwalk import BLOCK, GONE, SHARED_MOST, Count, IsOver, Shared, Sums, look
+
+UNREAD, MOUNTED = -1, -2  # instead of a directory's time
+DOUBTFUL = 1_000_000_000  # nanoseconds: a directory's time tells nothing about changes within one tick of the clock
+
+
+class TooMany(Exception):
+    """A layer has more directories than the index may hold."""
+
+
+class Node:
+    """A directory of an index. `above` is None for the top, and for one that is no longer there."""
+
+    __slots__ = ("above", "below", "changed", "files", "handle", "inode", "name", "shared", "size", "tree")
+
+    def __init__(self, tree: Tree, above: Node | None, name: bytes, inode: int, handle: bytes) -> None:
+        self.tree = tree
+        self.above = above
+        self.name = name
+        self.inode = inode
+        self.handle = handle
+        self.below: dict[bytes, Node] | None = None
+        self.files = 0
+        self.size = 0
+        self.shared: tuple[Shared, ...] = ()
+        self.changed = UNREAD
+
+    def path(self) -> bytes:
+        """Return its path below the layer's directory."""
+        names, node = [], self
+        while node.above is not None:
+            names.append(node.name)
+            node = node.above
+        return b"/".join(reversed(names)) or b"."
+
+
+@dataclass(slots=True)
+class Index:
+    """All directories of all trees: by their handles, where the kernel tells which have changed."""
+
+    by_handle: dict[bytes, Node] = field(default_factory=dict)
+    size: int = 0
+    most: int = 40_000
+
+
+class Tree:
+    """A layer that is written to: its directories, and what each holds. `path` is its directory's real path.
+
+    `handles` is None where no mark tells of changes. What is directly in the layer's own directory is not counted.
+    """
+
+    def __init__(self, path: str, content: str, index: Index, handles: Handles | None) -> None:
+        self.path = path
+        self.count: Count | None = None
+        self.counted_at = 0.0  # when the count was last known to be exact, on the monotonic clock
+        self.read_at = self.reading_since = 0.0  # when all of it was last read, and when the newest reading began
+        self._content = os.fsencode(content)
+        self._index = index
+        self._handles = handles
+        self._sums = Sums()
+        self._top = Node(self, None, b"", 0, b"")
+        self._directories = 0
+        self._todo: dict[Node, None] = {self._top: None}
+        self._check: list[Node] = []  # directories whose subdirectories' times are to be looked at
+        self._new_names: set[Shared] = set()
+        self._doubted: dict[int, tuple[int, int]] = {}  # files with names elsewhere: their number, the file's time
+        self._outside: dict[int, tuple[int, int]] = {}  # the same, where that is known to be in no other place here
+
+    @property
+    def due(self) -> int:
+        """How much is to be read, as far as it is known."""
+        return len(self._todo) + len(self._check)
+
+    def mark(self, node: Node) -> None:
+        """Have a directory read again."""
+        self._todo[node] = None
+
+    def check_times(self) -> None:
+        """Have all directories read again whose times have changed."""
+        if not self._check and self._top not in self._todo:
+            self._check.append(self._top)
+
+    def read_all(self) -> None:
+        """Have all directories read again."""
+        todo = [self._top]
+        for node in todo:
+            self._todo[node] = None
+            todo += (node.below or {}).values()
+
+    def work(self, directories: Directories, is_over: IsOver) -> bool:
+        """Go on until the slice is over; return whether the count is right again. Raises a HostError, and TooMany."""
+        try:
+            with directories.root(self.path) as root:
+                while self._check or self._todo or self._has_doubts():
+                    if self._check:
+                        self._compare(directories, root, self._check.pop())
+                    elif self._todo:
+                        node, _ = self._todo.popitem()
+                        if node.above is not None or node is self._top:
+                            self._read(directories, root, node)
+                    if is_over() and (self._check or self._todo):
+                        return False
+        except OSError as error:
+            raise from_os(self.path, error) from error
+        self.count = self._sums.count()
+        return True
+
+    def close(self) -> None:
+        """Take all directories out of the index."""
+        todo = [self._top]
+        for node in todo:
+            todo += (node.below or {}).values()
+            if node.handle and self._index.by_handle.get(node.handle) is node:
+                del self._index.by_handle[node.handle]
+        self._index.size -= self._directories
+
+    def _has_doubts(self) -> bool:
+        """Have all read again once if a file has a name that we have not seen: what had one name may have two now."""
+        for inode, seen in self._doubted.items():  # all has been read since: the name is not in this layer
+            if self._sums.names(inode) < seen[0]:
+                self._outside[inode] = seen
+        if len(self._outside) > SHARED_MOST:
+            self._outside.clear()
+        self._doubted = {
+            each.inode: (each.names, each.changed)
+            for each in self._new_names
+            if self._sums.names(each.inode) < each.names and self._outside.get(each.inode) != (each.names, each.changed)
+        }
+        self._new_names.clear()
+        if self._doubted:
+            self.read_all()
+        return bool(self._doubted)
+
+    def _compare(self, directories: Directories, root: int, node: Node) -> None:
+        """Compare the times of a directory's subdirectories, and of the top."""
+        try:
+            descriptor = directories.open(root, node.path())
+        except OSError as error:
+            self._lose(node, error)
+            return
+        try:
+            if node is self._top and os.fstat(descriptor).st_mtime_ns != node.changed:
+                self.mark(node)
+            for child in (node.below or {}).values():
+                if child.changed == MOUNTED:
+                    continue
+                try:
+                    found = os.stat(child.name, dir_fd=descriptor, follow_symlinks=False)
+                except FileNotFoundError:
+                    self.mark(node)
+                    continue
+                if found.st_ino != child.inode or not stat.S_ISDIR(found.st_mode):
+                    self.mark(node)
+                elif found.st_mtime_ns != child.changed:
+                    self.mark(child)
+                if child.below:
+                    self._check.append(child)
+        finally:
+            os.close(descriptor)
+
+    def _lose(self, node: Node, error: OSError) -> None:
+        """Take note of a directory that cannot be opened."""
+        if error.errno == errno.EXDEV:  # something is mounted on it
+            self._take(node, 0, 0, ())
+            self._forget_below(node)
+            node.changed = MOUNTED
+        elif error.errno in GONE and node.above is not None:
+            self._drop(node, node.above)
+        else:
+            raise error
+
+    def _drop(self, node: Node, above: Node) -> None:
+        """Forget a directory that is not where it was; the one above has changed then."""
+        self.mark(above)
+        del (above.below or {})[node.name]
+        self._forget(node)
+
+    def _read(self, directories: Directories, root: int, node: Node) -> None:
+        try:
+            descriptor = directories.open(root, node.path())
+        except OSError as error:
+            self._lose(node, error)
+            return
+        try:
+            found = os.fstat(descriptor)
+            if self._handles is not None:
+                handle = self._handles.handle(descriptor)
+                if node.above is not None and handle != node.handle:  # another has taken its place
+                    self._drop(node, node.above)
+                    return
+                self._name(node, handle)
+            listing = look(descriptor, found.st_dev)
+            known, node.below = node.below or {}, None
+            below = {}
+            for name, inode in listing.directories.items():
+                named = self._handle_in(descriptor, name)
+                child = known.get(name)
+                if child is not None and child.inode == inode and child.handle == named:
+                    below[name] = known.pop(name)
+                elif named is not None:
+                    below[name] = self._found(node, name, inode, named)
+        finally:
+            os.close(descriptor)
+        for child in known.values():
+            self._forget(child)
+        node.below = below or None
+        node.changed = found.st_mtime_ns if time.time_ns() - found.st_mtime_ns > DOUBTFUL else UNREAD
+        if node is not self._top:
+            known_names = set(node.shared)
+            self._new_names.update(each for each in listing.shared.values() if each not in known_names)
+            self._take(node, listing.files, listing.size + found.st_blocks * BLOCK, tuple(listing.shared.values()))
+
+    def _handle_in(self, descriptor: int, name: bytes) -> bytes | None:
+        if self._handles is None:
+            return b""
+        try:
+            return self._handles.handle(descriptor, name)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            return b""  # something is mounted there that has no handles
+
+    def _found(self, above: Node, name: bytes, inode: int, handle: bytes) -> Node:
+        self._directories += 1
+        self._index.size += 1
+        if self._index.size > self._index.most:
+            raise TooMany
+        node = Node(self, above, name, inode, b"")
+        self._name(node, handle)
+        self._sums.add(self._place(node), 1, 0, ())
+        self._todo[node] = None
+        return node
+
+    def _name(self, node: Node, handle: bytes) -> None:
+        node.handle = handle
+        if handle:
+            self._index.by_handle[handle] = node
+
+    def _place(self, node: Node) -> int:
+        while node.above is not None and node.above is not self._top:
+            node = node.above
+        return 0 if node.name == self._content else 1
+
+    def _take(self, node: Node, files: int, size: int, shared: tuple[Shared, ...]) -> None:
+        place = self._place(node)
+        self._sums.add(place, node.files, node.size, node.shared, -1)
+        node.files, node.size, node.shared = files, size, shared
+        self._sums.add(place, files, size, shared)
+
+    def _forget_below(self, node: Node) -> None:
+        for child in (node.below or {}).values():
+            self._forget(child)
+        node.below = None
+
+    def _forget(self, gone: Node) -> None:
+        """Take a directory and all below it out of the sums and the index."""
+        place = self._place(gone)
+        doomed = [gone]
+        for node in doomed:
+            doomed += (node.below or {}).values()
+        for node in doomed:
+            if node is not self._top:
+                self._directories -= 1
+                self._index.size -= 1
+                self._sums.add(place, node.files + 1, node.size, node.shared, -1)
+            if node.handle and self._index.by_handle.get(node.handle) is node:
+                del self._index.by_handle[node.handle]
+            self._todo.pop(node, None)
+            node.above = node.below = None

@@ -1,0 +1,136 @@
+"""Trees that change at random, against a look at every inode. With the mark: tests/real/test_layer_count.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent.beneath import Directories
+from collectors.layerindex import Index, TooMany, Tree
+from collectors.layerwalk import Count, Walk
+from tests.unit.layertree import Churn, truth
+
+
+def never() -> bool:
+    return False
+
+
+def always() -> bool:
+    return True
+
+
+def update(tree: Tree) -> Count:
+    """Bring a tree up to date by the times of its directories."""
+    tree.check_times()
+    assert tree.work(Directories(), never)
+    assert tree.count is not None
+    return tree.count
+
+
+def inodes(count: Count) -> tuple[int, int]:
+    return count.files, count.content_files
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    path = tmp_path / "layer"
+    for name in ("diff/usr/bin", "diff/etc", "work/work"):
+        (path / name).mkdir(parents=True)
+    for name in ("link", "lower", "diff/usr/bin/sh", "diff/usr/bin/ls", "diff/etc/passwd"):
+        (path / name).write_bytes(b"x" * 5000)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_tree_that_changes_at_random_is_always_right(tmp_path: Path, seed: int) -> None:
+    churn = Churn(tmp_path / "layer", seed)
+    churn.change(30)
+    index = Index()
+    tree = Tree(str(churn.layer), "diff", index, None)
+    for changes in (0, 1, 3, 20) * 4:
+        churn.change(changes)
+        found, expected = update(tree), truth(churn.layer, "diff")
+        assert inodes(found) == inodes(expected)
+        assert Walk(str(churn.layer), "diff").work(Directories(), never) == expected
+        skimmed = Walk(str(churn.layer)).work(Directories(), never)
+        assert skimmed is not None
+        assert (skimmed.files, skimmed.bytes) == (expected.files, None)
+    tree.close()
+    assert (index.size, index.by_handle) == (0, {})
+
+
+def test_a_count_in_slices_is_the_same(layer: Path) -> None:
+    for content in ("diff", ""):
+        walk, turns, found = Walk(str(layer), content), 0, None
+        while found is None:
+            found, turns = walk.work(Directories(), always), turns + 1
+        assert turns > 1
+        assert found == Walk(str(layer), content).work(Directories(), never)
+    tree, turns = Tree(str(layer), "diff", Index(), None), 1
+    while not tree.work(Directories(), always):
+        turns += 1
+    assert turns > 1
+    assert tree.count == truth(layer, "diff")
+
+
+def test_what_lies_directly_in_the_layer_is_not_counted(layer: Path) -> None:
+    assert inodes(update(Tree(str(layer), "diff", Index(), None))) == (9, 7)
+
+
+def test_a_second_name_makes_no_second_inode(layer: Path) -> None:
+    tree = Tree(str(layer), "diff", Index(), None)
+    before = update(tree)
+    os.link(layer / "diff/usr/bin/sh", layer / "diff/etc/sh")  # only one of its two directories has changed
+    assert update(tree) == before
+    os.link(layer / "diff/usr/bin/sh", layer / "work/work/sh")
+    assert update(tree) == before
+    (layer / "diff/usr/bin/sh").unlink()
+    (layer / "diff/etc/sh").unlink()
+    assert inodes(update(tree)) == (before.files, before.content_files - 1)
+
+
+def test_a_name_outside_the_layer_is_found_out_once(layer: Path, tmp_path: Path) -> None:
+    tree = Tree(str(layer), "diff", Index(), None)
+    before = update(tree)
+    os.link(layer / "diff/usr/bin/sh", tmp_path / "outside")
+    (layer / "diff/usr/bin/new").touch()
+    assert inodes(update(tree)) == (before.files + 1, before.content_files + 1)
+    assert tree.due == 0
+
+
+def test_a_growing_file_is_seen_when_all_is_read_again(layer: Path) -> None:
+    tree = Tree(str(layer), "diff", Index(), None)
+    update(tree)
+    os.utime(layer / "diff/etc", ns=(0, 0))  # so that nothing is in doubt
+    update(tree)
+    with open(layer / "diff/etc/passwd", "ab") as file:
+        file.write(b"y" * 100_000)
+    tree.read_all()
+    assert update(tree) == truth(layer, "diff")
+
+
+def test_a_directory_swapped_for_a_link_counts_as_a_link(layer: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    for number in range(10):
+        (outside / str(number)).mkdir(parents=True)
+    tree = Tree(str(layer), "diff", Index(), None)
+    update(tree)
+    shutil.rmtree(layer / "diff/usr/bin")
+    (layer / "diff/usr/bin").symlink_to(outside)
+    assert inodes(update(tree)) == (7, 5)
+
+
+def test_more_directories_than_an_index_may_have(layer: Path) -> None:
+    tree = Tree(str(layer), "diff", Index(most=3), None)
+    with pytest.raises(TooMany):
+        tree.work(Directories(), never)
+
+
+def test_the_content_alone_may_be_absent(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    assert update(Tree(str(tmp_path), "diff", Index(), None)) == truth(tmp_path, "diff")
+    shutil.rmtree(tmp_path / "work")
+    assert inodes(update(Tree(str(tmp_path), "diff", Index(), None))) == (0, 0)
