@@ -10,7 +10,20 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from collectors.readers import ata, blockstat, btrfs, cgroup, dm, docker, mountinfo, nvme, slabinfo, zfs, zpool_events
+from collectors.readers import (
+    ata,
+    blockstat,
+    bolt,
+    btrfs,
+    cgroup,
+    dm,
+    docker,
+    mountinfo,
+    nvme,
+    slabinfo,
+    zfs,
+    zpool_events,
+)
 
 Target = Callable[[bytes], None]
 U64 = 1 << 64
@@ -32,6 +45,17 @@ def fuzz_ata(raw: bytes) -> None:
 def fuzz_blockstat(raw: bytes) -> None:
     expect_u64([blockstat.parse_sectors_written(raw) or 0, blockstat.parse_xfs_written(raw) or 0])
     expect_u64(blockstat.parse_lines(raw).values())
+
+
+def fuzz_bolt(raw: bytes) -> None:
+    with suppress(ValueError):
+        assert bolt.newest_transaction(raw) < U64
+    with suppress(ValueError):
+        for snapshot in bolt.parse_snapshots(raw):
+            expect_u64([snapshot.directory, snapshot.size or 0, snapshot.inodes or 0])
+            assert snapshot.key.endswith(snapshot.name)
+    with suppress(ValueError):
+        bolt.parse_build_snapshots(raw)
 
 
 def fuzz_nvme(raw: bytes) -> None:
@@ -163,6 +187,7 @@ def fuzz_zpool_events(raw: bytes) -> None:
 TARGETS: dict[str, Target] = {
     "ata": fuzz_ata,
     "blockstat": fuzz_blockstat,
+    "bolt": fuzz_bolt,
     "btrfs": fuzz_btrfs,
     "cgroup": fuzz_cgroup,
     "dm": fuzz_dm,
