@@ -16,6 +16,7 @@ from collectors.readers import (
     bolt,
     btrfs,
     cgroup,
+    containers_storage,
     dm,
     docker,
     mountinfo,
@@ -116,6 +117,15 @@ def fuzz_cgroup(raw: bytes) -> None:
     expect_u64(cgroup.parse_numbers(raw).values())
 
 
+def fuzz_containers_storage(raw: bytes) -> None:
+    with suppress(ValueError):
+        expect_u64(layer.size or 0 for layer in containers_storage.parse_layers(raw))
+    with suppress(ValueError):
+        containers_storage.parse_images(raw)
+    with suppress(ValueError):
+        containers_storage.parse_containers(raw)
+
+
 def fuzz_dm(raw: bytes) -> None:
     dm.flags_of(raw)
     for device in dm.parse_devices(raw):
@@ -190,6 +200,7 @@ TARGETS: dict[str, Target] = {
     "bolt": fuzz_bolt,
     "btrfs": fuzz_btrfs,
     "cgroup": fuzz_cgroup,
+    "containers_storage": fuzz_containers_storage,
     "dm": fuzz_dm,
     "docker": fuzz_docker,
     "mountinfo": fuzz_mountinfo,
