@@ -229,6 +229,38 @@ class Host:
         except Vanished:
             return b""
 
+    def entries(self, path: str) -> dict[str, bool]:
+        """Return what is in a directory: whether each name is a directory itself, and not only a link to one."""
+        try:
+            with os.scandir(self.real(path)) as found:
+                return {each.name: each.is_dir(follow_symlinks=False) for each in found}
+        except OSError as error:
+            raise from_os(path, error) from error
+
+    def read_start(self, path: str, most: int) -> bytes:
+        """Return at most so many bytes of a file's beginning. Never waits for somebody to write into a pipe."""
+        descriptor = self.open(path)
+        try:
+            return os.read(descriptor, most)
+        except OSError as error:
+            raise from_os(path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def lstat(self, path: str) -> os.stat_result:
+        """Return what the kernel knows of a path; a link at its end is not followed."""
+        try:
+            return os.lstat(self.real(path))
+        except OSError as error:
+            raise from_os(path, error) from error
+
+    def link(self, path: str) -> str:
+        """Return where a symbolic link leads, as it is written in it."""
+        try:
+            return os.readlink(self.real(path))
+        except OSError as error:
+            raise from_os(path, error) from error
+
     def glob(self, pattern: str) -> list[str]:
         """Return the host's paths that match a shell pattern, sorted; what cannot be listed has no matches."""
         first, _, rest = pattern.lstrip("/").partition("/")

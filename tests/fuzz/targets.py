@@ -19,6 +19,7 @@ from collectors.readers import (
     containers_storage,
     dm,
     docker,
+    docker_layers,
     mountinfo,
     nvme,
     slabinfo,
@@ -173,6 +174,16 @@ def fuzz_docker_answer(answer: object) -> None:
         assert event is None or 0 < event.time < U64
 
 
+def fuzz_docker_layers(raw: bytes) -> None:
+    assert all("/" not in name for name in docker_layers.parse_lower(raw))
+    for word in words_of(raw):
+        assert "/" not in (docker_layers.parse_target(word) or "")
+    with suppress(ValueError):
+        docker_layers.parse_top_layer(raw)
+    with suppress(ValueError):
+        assert docker_layers.parse_daemon(raw).data_root[:1] in ("", "/")
+
+
 def fuzz_mountinfo(raw: bytes) -> None:
     mounts, malformed = mountinfo.parse(raw)
     assert len(mounts) + malformed == len([line for line in raw.split(b"\n") if line])
@@ -203,6 +214,7 @@ TARGETS: dict[str, Target] = {
     "containers_storage": fuzz_containers_storage,
     "dm": fuzz_dm,
     "docker": fuzz_docker,
+    "docker_layers": fuzz_docker_layers,
     "mountinfo": fuzz_mountinfo,
     "nvme": fuzz_nvme,
     "slabinfo": fuzz_slabinfo,

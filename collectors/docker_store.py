@@ -1,0 +1,258 @@
+"""Docker's layers in its overlay2 graph driver: which images, containers and builds have them, and which nobody has.
+
+Source: moby's daemon/graphdriver/overlay2, layer/filestore.go and layer/layer_store.go; below a data-root
+  overlay2/ID/{diff,link,lower,work,merged,committed}, overlay2/l/
+  image/overlay2/layerdb/sha256/CHAIN/{cache-id,size,…}; CHAIN-RANDOM-removing is one that is about to go
+  image/overlay2/layerdb/mounts/CONTAINER/{mount-id,init-id}
+  image/overlay2/layerdb/tmp/write-set-N of a layer that is being unpacked, and of those that never were finished
+  image/overlay2/imagedb/content/sha256/IMAGE
+  buildkit/snapshots.db
+BuildKit's layers have ids of 25 characters; it has them in that file, or nowhere that we know: they are never orphans.
+A layer that moves from BuildKit to the images is in both for a while, so BuildKit is asked first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from agent.errors import HostError, Malformed, Vanished
+from agent.host import Host
+from collectors.boltfile import read_whole
+from collectors.layerlinks import Chain, Faults, affected, find_faults, read_chain, read_links, still_names
+from collectors.readers import bolt, docker_layers
+from collectors.stored import (
+    TICK,
+    BrokenLink,
+    Layer,
+    Look,
+    Scan,
+    State,
+    Unknown,
+    directories,
+    look,
+    mounted_below,
+    times,
+)
+
+CONTENT = "diff"
+_LAYER = re.compile(r"[0-9a-f]{64}(-init)?")
+_BUILD = re.compile(r"[a-z0-9]{25}")
+_CONTAINER = re.compile(r"[0-9a-f]{64}")
+_REMOVING = re.compile(r"[0-9a-f]{64}-.+-removing")
+STARTING = 60.0  # seconds between the making of a layer and that of its write-set: moments
+_ID_MOST = 128  # bytes of a file with an id: 69 by Docker
+
+
+class _WriteSet(NamedTuple):
+    """Of a layer that is being unpacked, or was; seconds since the epoch."""
+
+    path: str
+    began: float
+    changed: float
+
+
+@dataclass(slots=True)
+class _References:
+    """Who has which layers, as far as it could be read; `is_whole` is False where some of it could not."""
+
+    images: dict[str, str] = field(default_factory=dict)  # chain ids by layer
+    sizes: dict[str, int] = field(default_factory=dict)
+    containers: dict[str, str] = field(default_factory=dict)  # ids by writable layer
+    inits: set[str] = field(default_factory=set)  # the layers between a container's and its image's
+    removing: set[str] = field(default_factory=set)
+    builds: set[str] = field(default_factory=set)
+    is_whole: bool = True
+    is_settling: bool = False  # a container is being made: its files come after its directory
+
+    def state(self, name: str) -> State | None:
+        """Return what a layer is, None if nobody has it."""
+        if name in self.images:
+            return "image"
+        if name in self.containers:
+            return "container" if _CONTAINER.fullmatch(self.containers[name]) else "build"
+        if name in self.inits:
+            return "container"
+        if name in self.removing:
+            return "removing"
+        return "build" if name in self.builds or _BUILD.fullmatch(name) else None
+
+
+@dataclass(slots=True)
+class DockerStore:
+    """An overlay2 directory, and the database of images in the data-root `root`."""
+
+    root: str
+    path: str
+    unknown: Unknown = field(default_factory=Unknown)
+    is_live: bool | None = None
+    clock: Callable[[], float] = time.time
+    runtime: str = "docker"
+    driver: str = "overlay2"
+    _turn: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def _layerdb(self) -> str:
+        return f"{self.root}/image/overlay2/layerdb"
+
+    def signature(self, host: Host) -> Hashable:
+        """Return what is another one whenever a new scan could find something else."""
+        watched = self._watched(host)
+        is_due = self.unknown.due is not None and self.clock() >= self.unknown.due
+        return watched, next(self._turn) if is_due else None
+
+    def _watched(self, host: Host) -> tuple[tuple[int, int, int] | None, ...]:
+        paths = [self.path, f"{self.path}/l", f"{self.root}/buildkit/snapshots.db"]
+        return times(host, [*paths, *(f"{self._layerdb}/{each}" for each in ("sha256", "mounts", "tmp"))])
+
+    def scan(self, host: Host, mounted: Collection[str], now: float) -> Scan:
+        """Read what is there; see Store."""
+        newest = max((each[1] for each in self._watched(host) if each is not None), default=0)
+        links = read_links(host, self.path)
+        names = [name for name in directories(host, self.path) if name != "l"]
+        write_sets = list(self._write_sets(host))
+        references = self._references(host)
+        looks = {name: seen for name in names if (seen := look(host, f"{self.path}/{name}", CONTENT)) is not None}
+        chains: dict[str, Chain] = {}
+        for name in looks:
+            with host.skipping():
+                chains[name] = read_chain(host, f"{self.path}/{name}")
+        states = {name: references.state(name) for name in looks}
+        strangers = {name: looks[name] for name in looks if states[name] is None and _LAYER.fullmatch(name)}
+        kept = mounted_below(self.path, mounted) | self._unpacking(strangers, write_sets, now)
+        orphans = self.unknown.judge(strangers, kept, now, is_known=references.is_whole)
+        if references.is_settling or now - newest / 1e9 < TICK:
+            self.unknown.look_again(now)
+        faults = find_faults(host, links, chains, looks)
+        count = links.of()
+
+        def layer(name: str, seen: Look) -> Layer:
+            state = states[name]
+            return Layer(
+                name,
+                state or ("orphan" if name in orphans else "incomplete"),
+                f"{self.path}/{name}",
+                CONTENT,
+                seen.identity,
+                seen.files + count[name],
+                references.containers.get(name, "") if state == "container" else "",
+                state is not None or self.unknown.is_old(seen, now),
+                references.sizes.get(name),
+                len(chains.get(name, Chain()).lowers or ()),
+            )
+
+        return Scan(
+            tuple(layer(name, seen) for name, seen in looks.items()),
+            faults.counts,
+            tuple(self._broken(host, faults, chains, references)),
+            faults.litter,
+            tuple(each.path for each in write_sets if now - each.changed >= self.unknown.min_age),
+        )
+
+    def _unpacking(self, strangers: Mapping[str, Look], write_sets: list[_WriteSet], now: float) -> set[str]:
+        """Return the layers that may be being unpacked, for however long: those changed since such a work has begun."""
+        began = [each.began for each in write_sets if now - each.changed < self.unknown.min_age]
+        return {name for name, seen in strangers.items() if began and seen.changed >= min(began) - STARTING}
+
+    def _references(self, host: Host) -> _References:
+        found = _References()
+        for read in (self._read_builds, self._read_mounts, self._read_images):
+            try:
+                read(host, found)
+            except Vanished:
+                if read != self._read_builds:
+                    found.is_whole = False  # no layer is an orphan where there is no database of layers
+            except HostError as error:
+                host.skip(error)
+                found.is_whole = False
+        return found
+
+    def _read_builds(self, host: Host, found: _References) -> None:
+        path = f"{self.root}/buildkit/snapshots.db"
+        try:
+            for snapshot in bolt.parse_build_snapshots(read_whole(host, path)):
+                found.builds |= {snapshot.key, snapshot.layer}
+        except ValueError as error:
+            raise Malformed(path, str(error)) from error
+
+    def _read_mounts(self, host: Host, found: _References) -> None:
+        base = f"{self._layerdb}/mounts"
+        for container in host.names(base):
+            try:
+                found.containers[self._id(host, f"{base}/{container}/mount-id")] = container
+                found.inits.add(self._id(host, f"{base}/{container}/init-id"))
+            except Vanished:
+                found.is_settling |= host.exists(f"{base}/{container}")  # or it has none: a container of Windows
+
+    def _read_images(self, host: Host, found: _References) -> None:
+        base = f"{self._layerdb}/sha256"
+        for chain in host.names(base):
+            try:
+                layer = self._id(host, f"{base}/{chain}/cache-id")
+            except Vanished:
+                continue  # it has gone since
+            if _REMOVING.fullmatch(chain):
+                found.removing.add(layer)
+                continue
+            found.images[layer] = f"sha256:{chain}"
+            with host.skipping():
+                found.sizes[layer] = host.read_int(f"{base}/{chain}/size")
+
+    def _id(self, host: Host, path: str) -> str:
+        text = host.read_start(path, _ID_MOST).decode("ascii", "replace").strip()
+        if not text or len(text) == _ID_MOST:
+            raise Malformed(path, "has no id in it")
+        return text
+
+    def _broken(
+        self, host: Host, faults: Faults, chains: Mapping[str, Chain], references: _References
+    ) -> Iterator[BrokenLink]:
+        tops: Mapping[str, int] | None = None
+        for broken in faults.broken:
+            layers = affected(broken, chains, references.images, has_children=True)
+            layers = [name for name in layers if self._is_image(host, references.images[name])]
+            containers = [
+                references.containers[name]
+                for name in affected(broken, chains, references.containers, has_children=False)
+                if not broken.link or still_names(host, f"{self.path}/{name}", broken)
+            ]
+            if not layers and not containers:
+                continue
+            if tops is None:
+                tops = self._images_by_top(host)
+            images = sum(tops.get(references.images[name], 0) for name in layers)
+            yield BrokenLink(broken.layer, broken.link, broken.why, tuple(sorted(containers)), images)
+
+    def _is_image(self, host: Host, chain: str) -> bool:
+        """Return whether an image's layer is still there: Docker renames what it removes before it touches links."""
+        return host.exists(f"{self._layerdb}/sha256/{chain.removeprefix('sha256:')}/cache-id")
+
+    def _images_by_top(self, host: Host) -> dict[str, int]:
+        """Return how many images there are by the chain id of their uppermost layer."""
+        counts: dict[str, int] = {}
+        base = f"{self.root}/image/overlay2/imagedb/content/sha256"
+        for image in host.listed(base):
+            with host.skipping():
+                path = f"{base}/{image}"
+                try:
+                    top = docker_layers.parse_top_layer(host.read(path))
+                except ValueError as error:
+                    raise Malformed(path, str(error)) from error
+                counts[top] = counts.get(top, 0) + 1
+        return counts
+
+    def _write_sets(self, host: Host) -> Iterator[_WriteSet]:
+        base = f"{self._layerdb}/tmp"  # noqa: S108  not the system's
+        for name in host.listed(base):
+            if not name.startswith("write-set-"):
+                continue
+            path = f"{base}/{name}"
+            with host.skipping(), contextlib.suppress(Vanished):
+                began = host.lstat(path).st_mtime
+                inside = [host.lstat(f"{path}/{each}").st_ctime for each in host.names(path)]
+                yield _WriteSet(path, began, max([host.lstat(path).st_ctime, *inside]))

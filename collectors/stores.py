@@ -1,0 +1,118 @@
+"""The stores of layers on a node, wherever its runtimes are configured to have them.
+
+Docker's graph driver overlay2 below each data-root, below `UID.GID/` of it where containers have users of their own;
+containerd's overlayfs snapshotter, of the system's containerd and of one that Docker runs.
+Which store is live: Docker takes what its daemon.json says. Where that is silent it stays with a driver that has
+images, and a new installation uses containerd's store since version 29. So where both might be, nobody can tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from agent.containers import Runtimes
+from agent.errors import HostError, Malformed, Vanished
+from agent.host import Host
+from collectors.containerd_store import SNAPSHOTTER, ContainerdStore
+from collectors.docker_store import DockerStore
+from collectors.readers import docker_layers
+from collectors.readers.docker_layers import Daemon
+from collectors.stored import BrokenLink, Layer, Scan, State, Store
+
+__all__ = ("BrokenLink", "Layer", "Scan", "State", "Store", "find")
+
+DAEMON = "etc/docker/daemon.json"
+_REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
+
+
+def find(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> list[Store]:
+    """Return the stores that are there. Those `known`, by their paths, are kept: they remember what they have seen."""
+    found: dict[str, Store] = {}
+    for store in (*_docker(host, runtimes, known), *_containerd(host, runtimes, known)):
+        found.setdefault(store.path, store)
+    return list(found.values())
+
+
+def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
+    daemon = _daemon(host)
+    for root in _resolved(host, (*runtimes.docker_roots, *([daemon.data_root] if daemon and daemon.data_root else ()))):
+        managed = f"{root}/containerd/daemon"
+        for place in (root, *_remapped(host, root)):
+            path = host.resolve(f"{place}/overlay2")
+            if host.exists(path):
+                store = known.get(path)
+                store = store if isinstance(store, DockerStore) else DockerStore(place, path)
+                store.is_live = _is_overlay2_live(host, place, daemon)
+                yield store
+        path = host.resolve(f"{managed}/{SNAPSHOTTER}")
+        if host.exists(f"{path}/snapshots"):
+            store = known.get(path)
+            store = store if isinstance(store, ContainerdStore) else ContainerdStore(managed, path, "docker")
+            store.is_live = _is_containerd_live(host, root, daemon)
+            yield store
+
+
+def _containerd(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
+    is_running = any(host.exists(f"{state}/containerd.sock") for state in runtimes.containerd_states)
+    for root in _resolved(host, runtimes.containerd_roots):
+        path = host.resolve(f"{root}/{SNAPSHOTTER}")
+        if host.exists(f"{path}/snapshots"):
+            store = known.get(path)
+            store = store if isinstance(store, ContainerdStore) else ContainerdStore(root, path)
+            store.is_live = True if is_running else None
+            yield store
+
+
+def _resolved(host: Host, roots: Iterable[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for root in roots:
+        with host.skipping():
+            found[host.resolve(root)] = None
+    return list(found)
+
+
+def _remapped(host: Host, root: str) -> list[str]:
+    """Return the data-roots of daemons whose containers have users of their own."""
+    return [f"{root}/{name}" for name in host.listed(root) if _REMAPPED.fullmatch(name)]
+
+
+def _daemon(host: Host) -> Daemon | None:
+    """Return what Docker's configuration says; None where there is none, or it cannot be read."""
+    try:
+        return docker_layers.parse_daemon(host.read(DAEMON))
+    except Vanished:
+        return Daemon("", "", None)
+    except HostError as error:
+        host.skip(error)
+    except ValueError as error:
+        host.skip(Malformed(DAEMON, f"is not the JSON that we expect: {error}"[:500]))
+    return None
+
+
+def _is_overlay2_live(host: Host, root: str, daemon: Daemon | None) -> bool | None:
+    if daemon is None:
+        return None
+    if daemon.has_containerd_store or (daemon.driver and daemon.driver != "overlay2"):
+        return False
+    drivers = _drivers(host, root)
+    if daemon.driver or daemon.has_containerd_store is False:
+        return True if daemon.driver or drivers == {"overlay2"} else None
+    has_snapshots = bool(host.listed(f"{root}/containerd/daemon/{SNAPSHOTTER}/snapshots"))
+    return True if drivers == {"overlay2"} and not has_snapshots else None
+
+
+def _is_containerd_live(host: Host, root: str, daemon: Daemon | None) -> bool | None:
+    if daemon is None:
+        return None
+    if daemon.has_containerd_store or daemon.driver == "overlayfs":
+        return True
+    if daemon.has_containerd_store is False or daemon.driver:
+        return False
+    has_snapshots = bool(host.listed(f"{root}/containerd/daemon/{SNAPSHOTTER}/snapshots"))
+    return True if has_snapshots and not _drivers(host, root) else None
+
+
+def _drivers(host: Host, root: str) -> set[str]:
+    """Return the graph drivers that have, or had, layers of images."""
+    return {each for each in host.listed(f"{root}/image") if host.listed(f"{root}/image/{each}/layerdb/sha256")}
