@@ -163,7 +163,8 @@ def is_affected(broken: Broken, name: str, chain: Chain, *, has_children: bool) 
     """Return whether the layer `name` cannot be mounted; or with `has_children` no new layer be made on it."""
     if not broken.link:
         return name == broken.layer and (chain.lowers == () or (has_children and chain.link == ""))
-    return broken.link in (chain.lowers or ()) or (has_children and chain.link == broken.link)
+    is_own = has_children and (chain.link == broken.link or name == broken.layer)  # the layer itself may be gone
+    return broken.link in (chain.lowers or ()) or is_own
 
 
 def affected(broken: Broken, chains: Mapping[str, Chain], names: Iterable[str], *, has_children: bool) -> list[str]:

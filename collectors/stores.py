@@ -1,7 +1,8 @@
 """The stores of layers on a node, wherever its runtimes are configured to have them.
 
 Docker's graph driver overlay2 below each data-root, below `UID.GID/` of it where containers have users of their own;
-containerd's overlayfs snapshotter, of the system's containerd and of one that Docker runs.
+containerd's overlayfs snapshotter, of the system's containerd and of one that Docker runs; containers/storage of
+Podman, Buildah and CRI-O, with additional image stores. Their configuration is daemon.json, config.toml, storage.conf.
 Which store is live: Docker takes what its daemon.json says. Where that is silent it stays with a driver that has
 images, and a new installation uses containerd's store since version 29. So where both might be, nobody can tell.
 """
@@ -9,28 +10,32 @@ images, and a new installation uses containerd's store since version 29. So wher
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from agent.containers import Runtimes
-from agent.errors import HostError, Malformed, Vanished
+from agent.errors import HostError, Malformed
 from agent.host import Host
 from collectors.containerd_store import SNAPSHOTTER, ContainerdStore
+from collectors.containers_store import ContainersStore
 from collectors.docker_store import DockerStore
-from collectors.readers import docker_layers
+from collectors.readers import containerd, containers_storage, docker_layers
 from collectors.readers.docker_layers import Daemon
 from collectors.stored import BrokenLink, Layer, Scan, State, Store
 
 __all__ = ("BrokenLink", "Layer", "Scan", "State", "Store", "find")
 
-DAEMON = "etc/docker/daemon.json"
+STORAGE = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")  # the second only if there is no first
+_Config = TypeVar("_Config")
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 
 
 def find(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> list[Store]:
     """Return the stores that are there. Those `known`, by their paths, are kept: they remember what they have seen."""
     found: dict[str, Store] = {}
-    for store in (*_docker(host, runtimes, known), *_containerd(host, runtimes, known)):
-        found.setdefault(store.path, store)
+    for stores in (_docker, _containerd, _containers_storage):
+        for store in stores(host, runtimes, known):
+            found.setdefault(store.path, store)
     return list(found.values())
 
 
@@ -54,14 +59,51 @@ def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Itera
 
 
 def _containerd(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
-    is_running = any(host.exists(f"{state}/containerd.sock") for state in runtimes.containerd_states)
-    for root in _resolved(host, runtimes.containerd_roots):
-        path = host.resolve(f"{root}/{SNAPSHOTTER}")
+    config = _parsed(host, "etc/containerd/config.toml", containerd.parse_config) or containerd.Config("", "", "")
+    states = (*runtimes.containerd_states, *filter(None, [config.state]))
+    is_running = any(host.exists(f"{state}/containerd.sock") for state in states)
+    places = {f"{root}/{SNAPSHOTTER}": root for root in (*runtimes.containerd_roots, *filter(None, [config.root]))}
+    if config.overlayfs:
+        places[config.overlayfs] = config.root or "/var/lib/containerd"
+    for place, root in places.items():
+        path = host.resolve(place)
         if host.exists(f"{path}/snapshots"):
             store = known.get(path)
-            store = store if isinstance(store, ContainerdStore) else ContainerdStore(root, path)
+            store = store if isinstance(store, ContainerdStore) else ContainerdStore(host.resolve(root), path)
             store.is_live = True if is_running else None
             yield store
+
+
+def _containers_storage(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
+    nothing = containers_storage.Config("", "", "", ())
+    path = next((path for path in STORAGE if host.exists(path)), STORAGE[0])
+    config = _parsed(host, path, containers_storage.parse_config) or nothing
+    told = config.graph_root, config.run_root, *config.stores
+    roots = _resolved(host, (*runtimes.containers_storage_roots, *filter(None, told)))
+    for root in roots:
+        path = host.resolve(f"{root}/overlay")
+        if host.exists(f"{path}/l"):  # a run root has a directory of that name too
+            store = known.get(path)
+            if not isinstance(store, ContainersStore) or store.roots != tuple(roots):
+                runtime = "containers-storage" if root in config.stores else _engine(host, root)
+                store = ContainersStore(root, path, runtime, tuple(roots))
+            store.is_live = _is_overlay_live(host, root, config.driver)
+            yield store
+
+
+def _engine(host: Host, root: str) -> str:
+    """Return who keeps a graph root; Buildah alone leaves no mark of its own."""
+    is_podmans, is_crios = host.exists(f"{root}/libpod"), host.exists("var/lib/crio")
+    if is_podmans == is_crios:
+        return "containers-storage"
+    return "podman" if is_podmans else "cri-o"
+
+
+def _is_overlay_live(host: Host, root: str, driver: str) -> bool | None:
+    if driver:
+        return driver == "overlay"
+    drivers = {name.removesuffix("-layers") for name in host.listed(root) if name.endswith("-layers")}
+    return True if drivers == {"overlay"} else None
 
 
 def _resolved(host: Host, roots: Iterable[str]) -> list[str]:
@@ -78,15 +120,22 @@ def _remapped(host: Host, root: str) -> list[str]:
 
 
 def _daemon(host: Host) -> Daemon | None:
-    """Return what Docker's configuration says; None where there is none, or it cannot be read."""
+    """Return what Docker's configuration says; None if it cannot be read."""
+    return _parsed(host, "etc/docker/daemon.json", _parse_daemon)
+
+
+def _parse_daemon(text: bytes) -> Daemon:
+    return docker_layers.parse_daemon(text or b"{}")
+
+
+def _parsed(host: Host, path: str, parse: Callable[[bytes], _Config]) -> _Config | None:
+    """Return what a file of configuration says, as an empty one where there is none; None if it cannot be read."""
     try:
-        return docker_layers.parse_daemon(host.read(DAEMON))
-    except Vanished:
-        return Daemon("", "", None)
+        return parse(host.read_if_there(path))
     except HostError as error:
         host.skip(error)
     except ValueError as error:
-        host.skip(Malformed(DAEMON, f"is not the JSON that we expect: {error}"[:500]))
+        host.skip(Malformed(path, f"is not what we expect: {error}"[:500]))
     return None
 
 

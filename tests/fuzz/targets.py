@@ -16,6 +16,7 @@ from collectors.readers import (
     bolt,
     btrfs,
     cgroup,
+    containerd,
     containers_storage,
     dm,
     docker,
@@ -118,6 +119,11 @@ def fuzz_cgroup(raw: bytes) -> None:
     expect_u64(cgroup.parse_numbers(raw).values())
 
 
+def fuzz_containerd(raw: bytes) -> None:
+    with suppress(ValueError):
+        assert all(path[:1] in ("", "/") for path in containerd.parse_config(raw))
+
+
 def fuzz_containers_storage(raw: bytes) -> None:
     with suppress(ValueError):
         expect_u64(layer.size or 0 for layer in containers_storage.parse_layers(raw))
@@ -125,6 +131,9 @@ def fuzz_containers_storage(raw: bytes) -> None:
         containers_storage.parse_images(raw)
     with suppress(ValueError):
         containers_storage.parse_containers(raw)
+    with suppress(ValueError):
+        config = containers_storage.parse_config(raw)
+        assert all(path[:1] in ("", "/") for path in (config.graph_root, config.run_root, *config.stores))
 
 
 def fuzz_dm(raw: bytes) -> None:
@@ -211,6 +220,7 @@ TARGETS: dict[str, Target] = {
     "bolt": fuzz_bolt,
     "btrfs": fuzz_btrfs,
     "cgroup": fuzz_cgroup,
+    "containerd": fuzz_containerd,
     "containers_storage": fuzz_containers_storage,
     "dm": fuzz_dm,
     "docker": fuzz_docker,

@@ -118,3 +118,21 @@ class ContainerdTree:
     def snapshot(self, name: str) -> None:
         for directory in ("fs", "work"):
             (self.path / "snapshots" / name / directory).mkdir(parents=True)
+
+
+class ContainersTree(Overlay):
+    """A graph root of containers/storage, with tables as the test says."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root / "overlay")
+        self.root = root
+        (self.path / ".has-mount-program").touch()
+        for each in ("layers", "containers", "images"):
+            (root / f"overlay-{each}").mkdir()
+        self.write("layers", [])
+
+    def write(self, table: str, entries: list[dict[str, object]]) -> Path:
+        """Write a table such as `layers` or `volatile-layers`; return its file."""
+        file = self.root / f"overlay-{table.rpartition('-')[2]}" / f"{table}.json"
+        file.write_text(json.dumps(entries))
+        return file

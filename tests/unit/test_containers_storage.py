@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from collectors.readers import containers_storage
-from collectors.readers.containers_storage import Container, Image, Layer
+from collectors.readers.containers_storage import Config, Container, Image, Layer
 
 CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus" / "containers_storage"
 BASE = "921c6fe7e29321b7385d21be2d88160c488cf07c417c289c188cce400782ae7b"
@@ -55,3 +55,18 @@ def test_what_is_no_table_is_refused(damaged: bytes) -> None:
 
 def test_a_size_of_less_than_nothing_is_unknown() -> None:
     assert containers_storage.parse_layers(b'[{"id": "a", "diff-size": -1}]')[0].size is None
+
+
+def test_where_a_store_is_and_those_that_it_reads() -> None:
+    assert containers_storage.parse_config((CORPUS / "storage.conf").read_bytes()) == Config(
+        "overlay", "/var/lib/containers/storage", "/run/containers/storage", ("/usr/lib/containers/storage",)
+    )
+    split = b'[storage]\ngraphroot = "$HOME/x"\nimagestore = "/images"\n'
+    assert containers_storage.parse_config(split) == Config("", "", "", ("/images",))
+    assert containers_storage.parse_config(b"") == Config("", "", "", ())
+
+
+@pytest.mark.parametrize("damaged", [b"storage = 1", b"[storage", b"\xff", b"[storage]\ngraphroot = 1"])
+def test_what_is_no_configuration_is_refused(damaged: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        containers_storage.parse_config(damaged)

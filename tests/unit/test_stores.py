@@ -10,7 +10,7 @@ import pytest
 from agent.containers import Runtimes
 from agent.host import Host
 from collectors.stores import find
-from tests.unit.storetrees import ContainerdTree, DockerTree
+from tests.unit.storetrees import ContainerdTree, ContainersTree, DockerTree
 
 DOCKER, CONTAINERD = "var/lib/docker", "var/lib/containerd"
 OVERLAY2, OVERLAYFS = f"/{DOCKER}/overlay2", f"/{CONTAINERD}/io.containerd.snapshotter.v1.overlayfs"
@@ -99,7 +99,59 @@ def test_a_new_installation_with_containerds_store_alone_is_live(tmp_path: Path)
     assert found(tmp_path) == {MANAGED: ("docker", "overlayfs", True)}
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b'root = "/srv/containerd"', ["/srv/containerd/io.containerd.snapshotter.v1.overlayfs"]),
+        (b'[plugins."io.containerd.snapshotter.v1.overlayfs"]\nroot_path = "/srv"', ["/srv"]),
+        (b'[plugins.overlayfs]\nroot_path = "/srv"', ["/srv"]),
+        (b"plugins = 1\nroot = 2", []),
+        (b"[", []),
+    ],
+)
+def test_containerd_may_be_configured_to_be_elsewhere(text: bytes, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "etc/containerd").mkdir(parents=True)
+    (tmp_path / "etc/containerd/config.toml").write_bytes(text)
+    for path in expected:
+        (tmp_path / path.lstrip("/") / "snapshots").mkdir(parents=True)
+    assert list(found(tmp_path)) == expected
+
+
 def test_where_two_drivers_have_images_nobody_can_tell(tmp_path: Path) -> None:
     DockerTree(tmp_path / DOCKER).image("base")
     (tmp_path / DOCKER / "image/btrfs/layerdb/sha256/0f84").mkdir(parents=True)
     assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", None)}
+
+
+def test_podmans_store_and_those_that_it_reads(tmp_path: Path) -> None:
+    graph, extra, run = (
+        tmp_path / each for each in ("var/lib/containers/storage", "opt/images", "run/containers/storage")
+    )
+    ContainersTree(graph)
+    ContainersTree(extra)
+    (run / "overlay").mkdir(parents=True)  # as Podman has it there
+    configured = tmp_path / "usr/share/containers/storage.conf"
+    configured.parent.mkdir(parents=True)
+    configured.write_text('[storage]\ndriver = "overlay"\n[storage.options]\nadditionalimagestores = ["/opt/images"]\n')
+    path = "/var/lib/containers/storage/overlay"
+    assert found(tmp_path) == {
+        path: ("containers-storage", "overlay", True),
+        "/opt/images/overlay": ("containers-storage", "overlay", True),
+    }
+    (graph / "libpod").mkdir()
+    assert found(tmp_path)[path][0] == "podman"
+    (tmp_path / "var/lib/crio").mkdir()
+    assert found(tmp_path)[path][0] == "containers-storage"  # both may use it
+    (graph / "libpod").rmdir()
+    assert {path: each[0] for path, each in found(tmp_path).items()} == {
+        path: "cri-o",
+        "/opt/images/overlay": "containers-storage",
+    }
+    own = tmp_path / "etc/containers/storage.conf"
+    own.parent.mkdir(parents=True)
+    own.write_text('[storage]\ndriver = "vfs"\n')
+    assert found(tmp_path) == {path: ("cri-o", "overlay", False)}
+    own.write_text("")
+    assert found(tmp_path)[path][2] is True
+    (graph / "vfs-layers").mkdir()
+    assert found(tmp_path)[path][2] is None
