@@ -84,7 +84,8 @@ class ContainerdStore:
                     seen.identity,
                     seen.files,
                     snapshot.name if snapshot is not None and is_writer else "",
-                    state != "incomplete" or (snapshot is None and self.unknown.is_old(seen, now)),
+                    state != "incomplete"
+                    or (snapshot is None and name not in in_use and self.unknown.is_old(seen, now)),
                     snapshot.size if snapshot is not None else None,
                     depths.get(snapshot.key, 0) if snapshot is not None else 0,
                     snapshot.inodes if snapshot is not None else None,

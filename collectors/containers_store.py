@@ -106,7 +106,8 @@ class ContainersStore:
                 seen.identity,
                 seen.files + count[name],
                 tables.containers.get(name, ""),
-                states[name] in ("image", "container") or (name in strangers and self.unknown.is_old(seen, now)),
+                states[name] in ("image", "container")
+                or (name in strangers and name not in in_use and self.unknown.is_old(seen, now)),
                 tables.layers[name].size if name in tables.layers else None,
                 len(chains.get(name, Chain()).lowers or ()),
             )

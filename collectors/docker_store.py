@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import re
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,6 +45,8 @@ _LAYER = re.compile(r"[0-9a-f]{64}(-init)?")
 _BUILD = re.compile(r"[a-z0-9]{25}")
 _CONTAINER = re.compile(r"[0-9a-f]{64}")
 _REMOVING = re.compile(r"[0-9a-f]{64}-.+-removing")
+PID_FILE = "run/docker.pid"  # which dockerd writes when it starts
+LONGEST = 86400.0  # seconds that a layer is unpacked for at most, where nobody knows when the daemon has started
 STARTING = 60.0  # seconds between the making of a layer and that of its write-set: moments
 _ID_MOST = 128  # bytes of a file with an id: 69 by Docker
 
@@ -55,6 +57,12 @@ class _WriteSet(NamedTuple):
     path: str
     began: float
     changed: float
+
+
+def _unpacked(strangers: Mapping[str, Look], unfinished: Iterable[_WriteSet]) -> set[str]:
+    """Return the layers that may be being unpacked, for however long: those changed since such a work has begun."""
+    since = min((each.began for each in unfinished), default=float("inf")) - STARTING
+    return {name for name, seen in strangers.items() if seen.changed >= since}
 
 
 @dataclass(slots=True)
@@ -91,6 +99,7 @@ class DockerStore:
     path: str
     unknown: Unknown = field(default_factory=Unknown)
     is_live: bool | None = None
+    pid_file: str = PID_FILE
     clock: Callable[[], float] = time.time
     runtime: str = "docker"
     driver: str = "overlay2"
@@ -107,7 +116,7 @@ class DockerStore:
         return watched, next(self._turn) if is_due else None
 
     def _watched(self, host: Host) -> tuple[tuple[int, int, int] | None, ...]:
-        paths = [self.path, f"{self.path}/l", f"{self.root}/buildkit/snapshots.db"]
+        paths = [self.path, f"{self.path}/l", f"{self.root}/buildkit/snapshots.db", self.pid_file]
         return times(host, [*paths, *(f"{self._layerdb}/{each}" for each in ("sha256", "mounts", "tmp"))])
 
     def scan(self, host: Host, mounted: Collection[str], now: float) -> Scan:
@@ -124,7 +133,8 @@ class DockerStore:
                 chains[name] = read_chain(host, f"{self.path}/{name}")
         states = {name: references.state(name) for name in looks}
         strangers = {name: looks[name] for name in looks if states[name] is None and _LAYER.fullmatch(name)}
-        kept = mounted_below(self.path, mounted) | self._unpacking(strangers, write_sets, now)
+        unfinished = self._unfinished(host, write_sets, now)
+        kept = mounted_below(self.path, mounted) | _unpacked(strangers, unfinished)
         orphans = self.unknown.judge(strangers, kept, now, is_known=references.is_whole)
         if references.is_settling or now - newest / 1e9 < TICK:
             self.unknown.look_again(now)
@@ -141,7 +151,7 @@ class DockerStore:
                 seen.identity,
                 seen.files + count[name],
                 references.containers.get(name, "") if state == "container" else "",
-                state is not None or self.unknown.is_old(seen, now),
+                state is not None or (name not in kept and self.unknown.is_old(seen, now)),
                 references.sizes.get(name),
                 len(chains.get(name, Chain()).lowers or ()),
             )
@@ -151,29 +161,35 @@ class DockerStore:
             faults.counts,
             tuple(self._broken(host, faults, chains, references)),
             faults.litter,
-            tuple(each.path for each in write_sets if now - each.changed >= self.unknown.min_age),
+            tuple(each.path for each in write_sets if each not in unfinished),
         )
 
-    def _unpacking(self, strangers: Mapping[str, Look], write_sets: list[_WriteSet], now: float) -> set[str]:
-        """Return the layers that may be being unpacked, for however long: those changed since such a work has begun."""
-        began = [each.began for each in write_sets if now - each.changed < self.unknown.min_age]
-        return {name for name, seen in strangers.items() if began and seen.changed >= min(began) - STARTING}
+    def _unfinished(self, host: Host, write_sets: Iterable[_WriteSet], now: float) -> list[_WriteSet]:
+        """Return those that a daemon may be at work on. It may write to none of their files for hours."""
+        started = float("-inf")  # unknown
+        with contextlib.suppress(HostError):
+            started = host.lstat(self.pid_file).st_mtime
+        lasting = LONGEST if started == float("-inf") else float("inf")
+        return [
+            each
+            for each in write_sets
+            if now - each.changed < self.unknown.min_age or (each.began >= started and now - each.began < lasting)
+        ]
 
     def _references(self, host: Host) -> _References:
         found = _References()
         for read in (self._read_builds, self._read_mounts, self._read_images):
             try:
                 read(host, found)
-            except Vanished:
-                if read != self._read_builds:
-                    found.is_whole = False  # no layer is an orphan where there is no database of layers
             except HostError as error:
                 host.skip(error)
-                found.is_whole = False
+                found.is_whole = False  # no layer is an orphan where there is no database of layers
         return found
 
     def _read_builds(self, host: Host, found: _References) -> None:
         path = f"{self.root}/buildkit/snapshots.db"
+        if not host.exists(path):
+            return
         try:
             for snapshot in bolt.parse_build_snapshots(read_whole(host, path)):
                 found.builds |= {snapshot.key, snapshot.layer}
@@ -182,6 +198,8 @@ class DockerStore:
 
     def _read_mounts(self, host: Host, found: _References) -> None:
         base = f"{self._layerdb}/mounts"
+        if not host.exists(base) and not host.listed(f"{self.root}/containers"):
+            return  # the first container makes it
         for container in host.names(base):
             try:
                 found.containers[self._id(host, f"{base}/{container}/mount-id")] = container

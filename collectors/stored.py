@@ -14,6 +14,7 @@ Why = Literal["dangling", "missing", "empty"]
 
 MIN_AGE = 3600.0  # seconds for which nobody has changed an orphan: a pull unpacks for minutes before it is known
 APART = 20.0  # seconds between the two scans that an orphan takes
+AGAIN = 300.0  # seconds between looks at what is mounted, or being unpacked, though no runtime knows it
 MOST_LAYERS = 30_000  # of one store
 TICK = 1.0  # seconds: a directory that changed just now may change again without another time
 
@@ -170,12 +171,12 @@ class Unknown:
         before, self._since = self._since, {}
         orphans = set()
         for name, seen in looks.items():
-            if name in kept:
-                continue
             key = name, seen.identity[0]
             since = self._since[key] = min(before.get(key, now), now)
             due = max(since + self.apart, seen.changed + self.min_age)
-            if since < now and now >= due:
+            if name in kept:
+                self.look_again(max(due, now + AGAIN))  # what keeps it may end without a trace in the store
+            elif since < now and now >= due:
                 orphans.add(name)
             else:
                 self.look_again(due)

@@ -38,12 +38,13 @@ class Dockerd:
         self.root = root or directory / "root"
         self._exec_root = directory / "exec"
         self.socket = directory / "docker.sock"
+        self.pid_file = directory / "dockerd.pid"
         self._directory = directory
         self._log = directory / "dockerd.log"
         self._command = [
             "dockerd",
             *("--data-root", str(self.root), "--exec-root", str(self._exec_root), "--host", f"unix://{self.socket}"),
-            *("--pidfile", str(directory / "dockerd.pid"), "--storage-driver", storage_driver),
+            *("--pidfile", str(self.pid_file), "--storage-driver", storage_driver),
             *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
             *(f"--storage-opt={option}" for option in options),
         ]
@@ -81,6 +82,15 @@ class Dockerd:
         self._process.terminate()
         self._process.wait(WAIT)
 
+    def kill(self) -> None:
+        """End the daemon, and the containerd that goes with it, in the middle of all they do; `start` begins anew."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(WAIT)
+        self._end_left()
+        # where process 1 waits for nobody the containerd stays a zombie, which the next daemon takes for a running one
+        (self._exec_root / "containerd/containerd.pid").unlink(missing_ok=True)
+
     def hang(self) -> None:
         """Have the daemon answer nothing until `wake`."""
         assert self._process is not None
@@ -104,14 +114,17 @@ class Dockerd:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for pid in self._left():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._end_left()
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for mount in sorted(
             (each for each in mounts if each.startswith((f"{self._directory}/", f"{self.root}/"))), reverse=True
         ):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+
+    def _end_left(self) -> None:
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _left(self) -> list[int]:
         """Return the processes that were started with our directory in their command line."""

@@ -13,7 +13,7 @@ import pytest
 from agent.errors import Failed, Vanished
 from agent.host import Host
 from collectors import stored
-from collectors.docker_store import DockerStore
+from collectors.docker_store import LONGEST, PID_FILE, DockerStore
 from collectors.stored import APART, MIN_AGE, BrokenLink, Layer, Scan
 from tests.unit.storetrees import DockerTree, hexadecimal, short
 
@@ -36,6 +36,15 @@ class Machine:
     def twice(self, mounted: Collection[str] = ()) -> Scan:
         self.scan(mounted)
         return self.scan(mounted)
+
+    def start_daemon(self, at: float | None) -> None:
+        """Have a daemon that has started at a time, or nobody knows when."""
+        file = Path(self.host.rootfs, PID_FILE)
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.utime(file, (at or 0, at or 0))
+        if at is None:
+            file.unlink()
 
     def states(self, scan: Scan) -> dict[str, str]:
         return {layer.name: layer.state for layer in scan.layers}
@@ -122,27 +131,33 @@ def test_an_orphan_that_was_removed_and_made_anew_begins_anew(machine: Machine) 
     assert machine.states(machine.scan()) == {orphan: "incomplete"}
 
 
-def test_while_a_layer_is_unpacked_for_hours_it_is_no_orphan(machine: Machine) -> None:
-    old = machine.tree.layer(hexadecimal("old"))
-    machine.now = time.time() + MIN_AGE
-    unpacked = machine.tree.layer(hexadecimal("unpacked"))
+@pytest.mark.parametrize(
+    ("started", "state"),
+    [(-1.0, "incomplete"), (1.0, "orphan"), (None, "incomplete")],
+    ids=["by this daemon", "by one before it", "by who knows"],
+)
+def test_a_layer_that_is_unpacked_for_hours_is_no_orphan(started: float | None, state: str, machine: Machine) -> None:
+    # a single large file is written, and nothing else is changed
     write_set = machine.tree.write_set()
-    # the file grows, the layer changes far below: neither directory does
-    for path in (write_set, machine.tree.path / unpacked, machine.tree.path / unpacked / "diff"):
-        os.utime(path)
-    looks = {each: stored.look(machine.host, f"{machine.store.path}/{each}", "diff") for each in (old, unpacked)}
-    began = time.time()
-    sets = machine.store._write_sets(machine.host)
-    growing = [each._replace(began=began + 0.5, changed=began + 3 * MIN_AGE) for each in sets]
-    strangers = {name: look for name, look in looks.items() if look is not None}
-    strangers[old] = strangers[old]._replace(changed=began - MIN_AGE)
-    assert machine.store._unpacking(strangers, growing, began + 3 * MIN_AGE) == {unpacked}
-    assert machine.store._unpacking(strangers, growing, began + 5 * MIN_AGE) == set()
+    layer = machine.tree.layer(hexadecimal("unpacked"))
+    machine.start_daemon(write_set.stat().st_mtime + started if started is not None else None)
+    assert machine.states(machine.twice()) == {layer: state}
+    machine.now += LONGEST
+    assert machine.states(machine.scan()) == {layer: "orphan" if started is None else state}
+
+
+def test_while_a_layer_is_unpacked_older_ones_may_be_orphans(machine: Machine) -> None:
+    layer = machine.tree.layer(hexadecimal("old"))
+    write_set = machine.tree.write_set()
+    machine.start_daemon(0.0)
+    os.utime(write_set, (machine.now, machine.now))
+    assert machine.states(machine.twice()) == {layer: "orphan"}
 
 
 def test_an_interrupted_pull_leaves_a_write_set(machine: Machine) -> None:
-    machine.tree.write_set()
+    write_set = machine.tree.write_set()
     (machine.tree.layerdb / "tmp/other").mkdir()
+    machine.start_daemon(write_set.stat().st_mtime + 1)
     path = "/var/lib/docker/image/overlay2/layerdb/tmp/write-set-3489632647"
     assert machine.scan().write_sets == (path,)
     machine.now = time.time()
@@ -192,11 +207,20 @@ def test_a_container_in_the_making_makes_no_orphan(machine: Machine) -> None:
     assert machine.store.signature(machine.host) != before  # so that the next scan is soon
 
 
+def test_before_the_first_container_there_is_no_directory_of_them(machine: Machine) -> None:
+    machine.tree.image("base")
+    (machine.tree.layerdb / "mounts").rmdir()
+    orphan = machine.tree.layer(hexadecimal("orphan"))
+    assert machine.states(machine.twice())[orphan] == "orphan"
+    (machine.tree.root / "containers" / hexadecimal("web")).mkdir(parents=True)
+    assert machine.states(machine.twice())[orphan] == "incomplete"
+    assert machine.host.errors == {"vanished": 2}
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda tree: shutil.rmtree(tree.layerdb / "sha256"),
-        lambda tree: shutil.rmtree(tree.layerdb / "mounts"),
         lambda tree: next((tree.layerdb / "sha256").glob("*/cache-id")).write_text(""),
         lambda tree: next((tree.layerdb / "mounts").glob("*/mount-id")).write_text("x" * 500),
         lambda tree: next((tree.layerdb / "mounts").glob("*/init-id")).write_text("\n"),
