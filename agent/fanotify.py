@@ -75,8 +75,12 @@ class Fanotify:
 
     def is_whole(self) -> bool:
         """Return whether the mark is there: an unmount takes it away, and says nothing."""
-        with open(f"/proc/self/fdinfo/{self._descriptor}", "rb") as file:  # our own, whatever the host's /proc is
-            return b"\nfanotify sdev:" in file.read()
+        path = f"/proc/self/fdinfo/{self._descriptor}"  # our own, whatever the host's /proc is
+        try:
+            with open(path, "rb") as file:
+                return b"\nfanotify sdev:" in file.read()
+        except OSError as error:
+            raise from_os(path, error) from error
 
     def read(self) -> tuple[set[bytes], bool]:
         """Return the handles of what has changed since the last reading, and whether that is all: a queue can overflow.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from agent import log
-from tests.bench import cgroups, filesystem, memory, qgroups, rendering, scrape
+from tests.bench import cgroups, filesystem, layers, memory, qgroups, rendering, scrape
 
 ALL = {
     "rendering": rendering.run,
@@ -13,6 +13,7 @@ ALL = {
     "filesystem": filesystem.run,
     "cgroups": cgroups.run,
     "qgroups": qgroups.run,
+    "layers": layers.run,
     "memory": memory.run,
 }
 

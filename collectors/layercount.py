@@ -1,0 +1,375 @@
+"""The counts of all layers of a node, kept right within a budget of processor time.
+
+An image's layer never changes: it is walked once, and what was found outlives the agent. A container's layer has an
+index, see `collectors.layerindex`. All work is done in slices with pauses between them, in which nothing is open. The
+disk is asked at idle priority. The thread is not made nice: it holds the interpreter's lock, and all others would wait
+while it does not get a processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from agent import statefile
+from agent.beneath import Directories
+from agent.errors import HostError, Vanished
+from agent.fanotify import Fanotify, Handles
+from agent.host import Host
+from collectors.layerindex import Index, Node, TooMany, Tree
+from collectors.layerwalk import Count, Walk
+from collectors.stores import Layer
+
+SLICE = 0.01  # seconds of processor time
+PAUSE = 0.04  # seconds after each
+AT_MOST = 10.0  # seconds that one round takes, however slow the disk
+SAVED_UP = 60.0  # seconds for which an unused budget is kept
+LOOK_AGAIN = 600.0  # seconds after which a whole layer is read again: files grow, and no directory tells
+STATE = "layers.json"
+
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_WHO_PROCESS, _IDLE = 1, 3 << 13  # linux/ioprio.h
+
+
+class Known(NamedTuple):
+    """What a walk found, and when, on the monotonic clock (None: before this agent began)."""
+
+    identity: tuple[int, int]
+    found: Count
+    at: float | None
+
+
+@dataclass(slots=True)
+class Watch:
+    """A filesystem with layers, and what tells which directories of it have changed: None for their times only."""
+
+    index: Index
+    mark: Fanotify | None = None
+    handles: Handles | None = None
+
+
+@dataclass(slots=True)
+class _Store:
+    watch: Watch
+    device: int
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    trees: dict[str, Tree] = field(default_factory=dict)
+    walks: dict[str, Walk] = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
+    too_big: set[str] = field(default_factory=set)  # for an index: walked again and again instead
+
+
+class _Task(NamedTuple):
+    store: _Store
+    name: str
+
+
+class Counting:
+    """Counts the layers that it was told of last. For one thread. `share` is that of one processor."""
+
+    def __init__(  # noqa: PLR0913  two clocks and a pause are a test's to replace
+        self,
+        share: float,
+        state: Path | None = None,
+        *,
+        wants_mark: bool = True,
+        most_directories: int = 40_000,
+        clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.thread_time,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._share = share
+        self._state = state / STATE if state is not None else None
+        self._wants_mark = wants_mark
+        self._most_directories = most_directories
+        self._clock, self._cpu, self._pause = clock, cpu, pause
+        self._left = share * SAVED_UP  # seconds of processor time, less than none after a huge directory
+        self._granted_at = self._round = clock()  # of the newest round
+        self._directories = Directories()
+        self._watches: dict[int, Watch] = {}
+        self._stores: dict[str, _Store] = {}
+        self._kept = statefile.load(self._state, 1, _decode) or {} if self._state is not None else {}
+        self._is_saved = True
+        self._is_idle = False
+        self._log = structlog.get_logger()
+
+    # -- what shall be counted --
+
+    def follow(self, host: Host, path: str, layers: Iterable[Layer]) -> None:
+        """Count these layers of a store from now on. Raises a HostError if its directory is not to be had."""
+        device = host.device(path)
+        store = self._stores.get(path)
+        if store is None or store.device != device or store.watch is not self._watches.get(device):
+            for tree in store.trees.values() if store is not None else ():
+                tree.close()
+            known = store.known if store is not None else self._kept.get(path, {})
+            store = self._stores[path] = _Store(self._watch(host, path, device), device, known=dict(known))
+        store.layers = {layer.name: layer for layer in layers}
+        for name in store.trees.keys() - store.layers.keys():
+            store.trees.pop(name).close()
+        store.walks = {name: walk for name, walk in store.walks.items() if name in store.layers}
+        store.known = {name: known for name, known in store.known.items() if name in store.layers}
+        store.too_big &= store.layers.keys()
+        for layer in store.layers.values():
+            self._plan(host, store, layer)
+
+    def is_lost(self, host: Host, path: str) -> bool:
+        """Return whether a store is to be followed anew, as another filesystem is mounted there."""
+        store = self._stores.get(path)
+        if store is None or store.watch is not self._watches.get(store.device):
+            return True
+        try:
+            return host.device(path) != store.device
+        except HostError:
+            return True
+
+    def keep_only(self, paths: Iterable[str]) -> None:
+        """Forget all other stores."""
+        for path in [path for path in self._stores if path not in set(paths)]:
+            for tree in self._stores.pop(path).trees.values():
+                tree.close()
+            self._is_saved = False
+        used = {store.device for store in self._stores.values()}
+        for device in [device for device in self._watches if device not in used]:
+            self._unwatch(device)
+
+    def _plan(self, host: Host, store: _Store, layer: Layer) -> None:
+        """Have a layer counted in the way that fits it, unless it is."""
+        name = layer.name
+        if layer.state == "container" and layer.is_settled and name not in store.too_big:
+            if name not in store.trees:
+                watch = store.watch
+                store.trees[name] = Tree(host.real(layer.path), layer.content, watch.index, watch.handles)
+            return
+        if name in store.trees:
+            store.trees.pop(name).close()
+        known = store.known.get(name)
+        if known is not None and known.identity != layer.identity:
+            del store.known[name]
+            store.walks.pop(name, None)
+        if layer.is_settled and name not in store.known and name not in store.walks:
+            store.walks[name] = _walk(host, layer)
+        elif known is not None and _may_change(layer) and self._clock() - (known.at or -LOOK_AGAIN) >= LOOK_AGAIN:
+            store.walks.setdefault(name, _walk(host, layer))
+
+    def _watch(self, host: Host, path: str, device: int) -> Watch:
+        if device not in self._watches:
+            index = Index(most=self._most_directories)
+            mark = None
+            if self._wants_mark:
+                try:
+                    mark = Fanotify(host.real(path))
+                except HostError as error:
+                    self._log.info("changes are found by the times of directories", path=path, reason=error.detail)
+            self._watches[device] = Watch(index, mark, Handles() if mark is not None else None)
+        return self._watches[device]
+
+    def _unwatch(self, device: int) -> None:
+        watch = self._watches.pop(device)
+        if watch.mark is not None:
+            watch.mark.close()
+
+    # -- counting --
+
+    def work(self, host: Host) -> None:
+        """Bring the counts up to date, as far as the budget goes. Layers that refuse are told to the host."""
+        self._be_idle()
+        now = self._round = self._clock()
+        self._left = min(self._left + self._share * (now - self._granted_at), self._share * SAVED_UP)
+        self._granted_at = now
+        began = self._cpu()
+        for device in list(self._watches):
+            self._drain(device, now)
+        tasks = self._tasks()
+        self._left -= self._cpu() - began
+        since_pause = 0.0
+        while tasks and self._left > 0 and self._clock() - now < AT_MOST:
+            task = tasks.popleft()
+            began = self._cpu()
+            until = began + SLICE
+            if not self._step(host, task, now, lambda until=until: self._cpu() >= until):  # type: ignore[misc]
+                tasks.append(task)
+            spent = self._cpu() - began
+            self._left -= spent
+            since_pause += spent
+            if since_pause >= SLICE and tasks:
+                since_pause = 0.0
+                self._pause(PAUSE)
+        if not self._is_saved:
+            self._save()
+
+    def _be_idle(self) -> None:
+        """Let the disk serve everybody else first: this thread is the collector's own."""
+        number = _IOPRIO_SET.get(platform.machine())
+        if not self._is_idle and number is not None:
+            ctypes.CDLL(None).syscall(number, _IOPRIO_WHO_PROCESS, 0, _IDLE)
+        self._is_idle = True
+
+    def _drain(self, device: int, now: float) -> None:
+        """Have everything read again that has changed."""
+        watch = self._watches[device]
+        told = self._told(watch)
+        if told is None:  # whatever is mounted there now: begin anew with the next scan
+            self._unwatch(device)
+            return
+        changed, is_all = told
+        for handle in changed:
+            node: Node | None = watch.index.by_handle.get(handle)
+            if node is not None:
+                node.tree.mark(node)
+        for store in self._stores.values():
+            for tree in store.trees.values() if store.watch is watch else ():
+                if not is_all:
+                    tree.check_times()
+                elif not tree.due:
+                    tree.counted_at = now
+                if not tree.reading_since:
+                    tree.reading_since = tree.counted_at = now
+                elif now - tree.reading_since >= LOOK_AGAIN:
+                    tree.reading_since = now
+                    tree.read_all()
+
+    def _told(self, watch: Watch) -> tuple[set[bytes], bool] | None:
+        """Return what the mark tells, and whether that is all; None if the mark is gone."""
+        if watch.mark is None:
+            return set(), False
+        try:
+            told = watch.mark.read()
+            return told if watch.mark.is_whole() else None
+        except HostError as error:
+            self._log.warning("the mark on a filesystem fails", reason=str(error))
+            return None
+
+    def _tasks(self) -> deque[_Task]:
+        """Return what is to be done: containers first, those with the least to do before the others."""
+        trees: list[tuple[int, _Task]] = []
+        walks: list[_Task] = []
+        for store in self._stores.values():
+            trees += [(tree.due, _Task(store, name)) for name, tree in store.trees.items() if tree.due]
+            walks += [_Task(store, name) for name in store.walks]
+        trees.sort(key=lambda each: each[0])
+        return deque([task for _, task in trees] + walks)
+
+    def _step(self, host: Host, task: _Task, now: float, is_over: Callable[[], bool]) -> bool:
+        """Do a slice of a task; return whether it is at its end."""
+        store, name = task
+        try:
+            if name in store.trees:
+                return self._step_tree(store.trees[name], now, is_over)
+            return self._step_walk(store, name, now, is_over)
+        except TooMany:
+            self._log.info("a layer has too many directories for the index", path=store.trees[name].path)
+            store.trees.pop(name).close()
+            store.too_big.add(name)
+            store.walks[name] = _walk(host, store.layers[name])
+            return False
+        except HostError as error:
+            if not isinstance(error, Vanished):
+                host.skip(error)
+            if name in store.trees:
+                store.trees.pop(name).close()
+            store.walks.pop(name, None)
+            return True
+
+    def _step_tree(self, tree: Tree, now: float, is_over: Callable[[], bool]) -> bool:
+        if not tree.work(self._directories, is_over):
+            return False
+        tree.counted_at, tree.read_at = now, tree.reading_since
+        return True
+
+    def _step_walk(self, store: _Store, name: str, now: float, is_over: Callable[[], bool]) -> bool:
+        count = store.walks[name].work(self._directories, is_over)
+        if count is None:
+            return False
+        del store.walks[name]
+        store.known[name] = Known(store.layers[name].identity, count, now)
+        self._is_saved = False
+        return True
+
+    # -- what is known --
+
+    def count(self, path: str, name: str) -> Count | None:
+        """Return a layer's count, None while there is none."""
+        store = self._stores.get(path)
+        if store is None:
+            return None
+        if name in store.trees:
+            return store.trees[name].count
+        known = store.known.get(name)
+        return known.found if known is not None else None
+
+    def progress(self, path: str) -> float:
+        """Return the part of a store's layers that has been counted, of those that shall be."""
+        store = self._stores.get(path)
+        wanted = [name for name, layer in store.layers.items() if layer.is_settled] if store is not None else []
+        counted = sum(self.count(path, name) is not None for name in wanted)
+        return counted / len(wanted) if wanted else 1.0
+
+    def age(self, path: str) -> float | None:
+        """Return for how many seconds the oldest count of a store may have been wrong, None if there is none yet."""
+        store = self._stores.get(path)
+        if store is None:
+            return None
+        since = [tree.counted_at for tree in store.trees.values() if tree.count is not None]
+        since += [
+            known.at
+            for name, known in store.known.items()
+            if known.at is not None and name in store.layers and _may_change(store.layers[name])
+        ]
+        return max((self._round - at for at in since), default=0.0 if store.known else None)
+
+    def bytes_age(self, path: str) -> float | None:
+        """Return for how many seconds the oldest bytes of a store's containers have been known, None for none."""
+        store = self._stores.get(path)
+        trees = store.trees.values() if store is not None else ()
+        return max((self._round - tree.read_at for tree in trees if tree.count is not None), default=None)
+
+    def close(self) -> None:
+        """Keep what was found, and let go of the marks."""
+        self._save()
+        for device in list(self._watches):
+            self._unwatch(device)
+
+    def _save(self) -> None:
+        self._is_saved = True
+        if self._state is None:
+            return
+        stores = {
+            path: {name: [*known.identity, *known.found] for name, known in store.known.items()}
+            for path, store in self._stores.items()
+        }
+        statefile.save(self._state, 1, {"stores": stores})
+
+
+def _may_change(layer: Layer) -> bool:
+    """Return whether a layer that is walked is one of those that are written to."""
+    return layer.state in ("container", "build")
+
+
+def _walk(host: Host, layer: Layer) -> Walk:
+    """Return a count of a layer; its files are looked at where nobody has recorded their bytes."""
+    is_known = layer.state == "image" and layer.size is not None
+    return Walk(host.real(layer.path), "" if is_known else layer.content)
+
+
+def _decode(data: Any) -> dict[str, dict[str, Known]]:
+    return {
+        str(path): {str(name): _decode_known(row) for name, row in layers.items()}
+        for path, layers in data["stores"].items()
+    }
+
+
+def _decode_known(row: Sequence[Any]) -> Known:
+    inode, changed, *count = row
+    files, size, content_files, content_size = count
+    if not all(isinstance(each, int) for each in (inode, changed, files, content_files)):
+        raise TypeError("expected numbers")
+    return Known((inode, changed), Count(files, size, content_files, content_size), None)
