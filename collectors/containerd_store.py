@@ -91,7 +91,8 @@ class ContainerdStore:
                     snapshot.inodes if snapshot is not None else None,
                 )
             )
-        return Scan(tuple(layers), write_sets=tuple(self._old_ingests(host, now)))
+        write_sets = tuple(self._old_ingests(host, now))
+        return Scan(tuple(layers), write_sets=write_sets, is_whole=snapshots is not None)
 
     def _snapshots(self, host: Host) -> dict[str, Snapshot] | None:
         """Return what containerd knows by the names of the directories; None where it cannot be read."""

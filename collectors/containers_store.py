@@ -113,7 +113,8 @@ class ContainersStore:
             )
             for name, seen in looks.items()
         ]
-        return Scan(tuple(layers), faults.counts, tuple(self._broken(host, faults, chains, tables)), faults.litter)
+        broken = tuple(self._broken(host, faults, chains, tables))
+        return Scan(tuple(layers), faults.counts, broken, faults.litter, is_whole=tables.is_whole)
 
     def _tables(self, host: Host) -> _Tables:
         found = _Tables()

@@ -162,6 +162,7 @@ class DockerStore:
             tuple(self._broken(host, faults, chains, references)),
             faults.litter,
             tuple(each.path for each in write_sets if each not in unfinished),
+            references.is_whole,
         )
 
     def _unfinished(self, host: Host, write_sets: Iterable[_WriteSet], now: float) -> list[_WriteSet]:

@@ -63,6 +63,7 @@ class BrokenLink:
 class Scan:
     """What a store held. `links` counts live, dangling, missing and empty ones.
 
+    `is_whole` is False where not all that the runtime knows could be read: then nobody can tell what is an orphan.
     `litter` are dangling links that no layer names; `write_sets` what interrupted pulls have left, as host paths.
     """
 
@@ -71,6 +72,7 @@ class Scan:
     broken: tuple[BrokenLink, ...] = ()
     litter: tuple[str, ...] = ()
     write_sets: tuple[str, ...] = ()
+    is_whole: bool = True
 
 
 class Store(Protocol):
@@ -97,6 +99,11 @@ class Store(Protocol):
     @property
     def is_live(self) -> bool | None:
         """Whether the runtime uses it now."""
+        ...
+
+    @property
+    def unknown(self) -> Unknown:
+        """What it remembers of layers that nobody knows, and how old an orphan must be."""
         ...
 
     def signature(self, host: Host) -> Hashable:

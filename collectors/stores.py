@@ -51,7 +51,7 @@ def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Itera
                 store.is_live = _is_overlay2_live(host, place, daemon)
                 yield store
         path = host.resolve(f"{managed}/{SNAPSHOTTER}")
-        if host.exists(f"{path}/snapshots"):
+        if host.exists(f"{path}/metadata.db"):
             store = known.get(path)
             store = store if isinstance(store, ContainerdStore) else ContainerdStore(managed, path, "docker")
             store.is_live = _is_containerd_live(host, root, daemon)
@@ -67,7 +67,7 @@ def _containerd(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> I
         places[config.overlayfs] = config.root or "/var/lib/containerd"
     for place, root in places.items():
         path = host.resolve(place)
-        if host.exists(f"{path}/snapshots"):
+        if host.exists(f"{path}/metadata.db"):
             store = known.get(path)
             store = store if isinstance(store, ContainerdStore) else ContainerdStore(host.resolve(root), path)
             store.is_live = True if is_running else None

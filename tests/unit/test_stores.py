@@ -114,6 +114,7 @@ def test_containerd_may_be_configured_to_be_elsewhere(text: bytes, expected: lis
     (tmp_path / "etc/containerd/config.toml").write_bytes(text)
     for path in expected:
         (tmp_path / path.lstrip("/") / "snapshots").mkdir(parents=True)
+        (tmp_path / path.lstrip("/") / "metadata.db").touch()
     assert list(found(tmp_path)) == expected
 
 
