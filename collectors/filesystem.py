@@ -28,7 +28,7 @@ from agent.errors import HostError, Malformed, Stuck, Unreachable
 from agent.host import Host, Space
 from agent.metric import Family, LabelSet, Metric, label
 from agent.watermark import Reserve, Tier, Watermark
-from collectors.readers.mountinfo import Mount, carrying, parse, visible
+from collectors.readers.mountinfo import Mount, by_device, carrying, one_per_device, parse, visible
 
 GIB = 1 << 30
 LABELS = ("device", "mountpoint", "fstype")
@@ -288,7 +288,7 @@ class Filesystems:
             self._visible = reached
         for _ in range(malformed):
             host.skip(Malformed(HOSTS))
-        chosen = _one_per_device(mount for mount in self._visible if self._is_wanted(mount))
+        chosen = one_per_device(mount for mount in self._visible if self._is_wanted(mount))
         self._shown = {mount.device: mount.mountpoint for mount in chosen}
         self._targets = list(_targets(host, chosen, self._visible, reached))
         self._labels = tuple(target.labels for target in self._targets)
@@ -363,26 +363,11 @@ def _below(mounts: Iterable[Mount], rootfs: str) -> list[Mount]:
     ]
 
 
-def _by_device(mounts: Iterable[Mount]) -> dict[str, list[Mount]]:
-    by_device: dict[str, list[Mount]] = {}
-    for mount in mounts:
-        by_device.setdefault(mount.device, []).append(mount)
-    return by_device
-
-
-def _one_per_device(mounts: Iterable[Mount]) -> list[Mount]:
-    """Return one mount of each device: `/` or else its whole tree rather than a part of it, then the shortest path."""
-    return [
-        min(same, key=lambda each: (each.mountpoint != "/", each.root != "/", len(each.mountpoint), each.mountpoint))
-        for same in _by_device(mounts).values()
-    ]
-
-
 def _targets(
     host: Host, chosen: Iterable[Mount], mounts: Iterable[Mount], reached: Iterable[Mount]
 ) -> Iterator[Target]:
     """Yield what is to be measured of the chosen mounts, given all of the host and all that we reach."""
-    on_device, ours = _by_device(mounts), _by_device(reached)
+    on_device, ours = by_device(mounts), by_device(reached)
     told = set()
     for mount in chosen:
         if mount.device not in ours:

@@ -118,3 +118,19 @@ def carrier(top: Mapping[str, Mount], path: str) -> Mount | None:
             return None
         path = path.rpartition("/")[0] or "/"
     return top[path]
+
+
+def by_device(mounts: Iterable[Mount]) -> dict[str, list[Mount]]:
+    """Return the mounts of each device."""
+    found: dict[str, list[Mount]] = {}
+    for mount in mounts:
+        found.setdefault(mount.device, []).append(mount)
+    return found
+
+
+def one_per_device(mounts: Iterable[Mount]) -> list[Mount]:
+    """Return one mount of each device: `/` or else its whole tree rather than a part of it, then the shortest path."""
+    return [
+        min(same, key=lambda each: (each.mountpoint != "/", each.root != "/", len(each.mountpoint), each.mountpoint))
+        for same in by_device(mounts).values()
+    ]

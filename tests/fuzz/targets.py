@@ -202,6 +202,7 @@ def fuzz_mountinfo(raw: bytes) -> None:
         mountinfo.carrying(seen, mount.mountpoint + "/x")
         mountinfo.carrier({mount.mountpoint: mount}, mount.mountpoint)
         mountinfo.unescape(mount.source)
+    assert len(mountinfo.one_per_device(mounts)) == len(mountinfo.by_device(mounts))
 
 
 def fuzz_slabinfo(raw: bytes) -> None:
