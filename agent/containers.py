@@ -158,6 +158,7 @@ class _StoredContainer(msgspec.Struct):
 
     id: str
     names: list[str] | None = None
+    layer: str = ""
 
 
 @dataclass(slots=True)
@@ -236,6 +237,19 @@ class Containers:
                 with self._host.skipping():
                     text = self._host.read(f"{base}/{container}/mount-id")
                     layers[text.decode("ascii", "replace").strip()] = container
+        return layers
+
+    def storage_layers(self) -> dict[str, str]:
+        """Return the containers' whole ids by their layers, of CRI-O and Podman.
+
+        Source: overlay-containers/{containers,volatile-containers}.json of containers/storage.
+        """
+        layers: dict[str, str] = {}
+        for root in self._runtimes.containers_storage_roots:
+            for name in ("containers.json", "volatile-containers.json"):
+                with self._host.skipping():
+                    stored = self._read(f"{root}/overlay-containers/{name}", list[_StoredContainer])
+                    layers |= {each.layer: each.id for each in stored or () if each.layer}
         return layers
 
     def forget_unasked(self) -> None:

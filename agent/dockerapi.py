@@ -20,6 +20,10 @@ SECOND = 1_000_000_000  # nanoseconds
 class Api(Protocol):
     """What collectors ask of a Docker daemon; answers are the API's own JSON."""
 
+    def info(self) -> Any:
+        """Return what the daemon says of itself. It counts containers and runs `runc --version`: minutes apart."""
+        ...
+
     def volumes(self) -> Any:
         """Return all volumes."""
         ...
@@ -67,6 +71,11 @@ class DockerApi:
             self._client = Client(base_url=f"unix://{path}", timeout=answer)
             # the SDK keeps a pool of connections for each URL, and `since` makes each a new one
             self._client.headers["Connection"] = "close"
+
+    def info(self) -> Any:
+        """Return what the daemon says of itself."""
+        with self._typed():
+            return self._client.info()
 
     def volumes(self) -> Any:
         """Return all volumes."""

@@ -250,3 +250,12 @@ def test_names_that_are_looked_up_by_id_are_forgotten_with_it(node: Node) -> Non
     assert set(node.containers._known) == {C, D}
     node.containers.forget_unasked()
     assert set(node.containers._known) == {D}
+
+
+def test_layers_of_containers_storage_are_those_of_both_lists(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    base = "var/lib/containers/storage/overlay-containers"
+    assert node.containers.storage_layers() == {}
+    node.write(f"{base}/containers.json", [{"id": C, "names": ["web"], "layer": "a" * 64}, {"id": D}])
+    node.write(f"{base}/volatile-containers.json", [{"id": D, "layer": "b" * 64}])
+    assert node.containers.storage_layers() == {"a" * 64: C, "b" * 64: D}

@@ -123,6 +123,14 @@ def test_volumes_and_one_of_them(server: Server, make: Make) -> None:
     assert api.volumes() == []
 
 
+def test_what_it_says_of_itself(server: Server, make: Make) -> None:
+    server.answers["info"] = {"Driver": "overlay2"}
+    assert make().info() == {"Driver": "overlay2"}
+    server.answers["info"] = "silent"
+    with pytest.raises(Stuck):
+        make().info()
+
+
 def test_times_are_asked_for_with_nine_digits(server: Server, make: Make) -> None:
     server.answers["events"] = [EVENT]
     assert list(make().volume_events(1795473853000000007, 1795473854000000000)) == [EVENT]

@@ -60,6 +60,10 @@ class Daemon:
         if self.refusal is not None:
             raise self.refusal
 
+    def info(self) -> Any:
+        self._answer()
+        return {}
+
     def volumes(self) -> list[Any]:
         self._answer()
         self.time += 1
@@ -204,7 +208,7 @@ def test_what_happens_between_the_list_and_its_events_is_known_by_the_event(daem
             daemon.create("coming")
             return listed
 
-        volume, volume_events, close = daemon.volume, daemon.volume_events, daemon.close
+        info, volume, volume_events, close = daemon.info, daemon.volume, daemon.volume_events, daemon.close
 
     feed._sync(Slow())
     assert names(feed) == {"coming"}
