@@ -1,7 +1,8 @@
-"""Docker's volumes: as its API tells of them, and as its data-root keeps them (moby's volume/local and container).
+"""Docker's volumes, containers and storage: as its API tells of them, and as its files do (moby's volume, container).
 
 API: `{"Name": "v", "Driver": "local", "Mountpoint": "/var/lib/docker/volumes/v/_data", "Options": {"type": "tmpfs"}}`
 and events `{"Type": "volume", "Action": "create", "Actor": {"ID": "v", ...}, "timeNano": 1795473853356112003}`.
+and information `{"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]], "DockerRootDir": ...}`.
 Files: volumes/NAME/opts.json, containers/ID/config.v2.json, /etc/docker/daemon.json.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 LATEST = 1 << 63  # nanoseconds: what Go's int64 holds
+_PAIR = 2
 ACTIONS = ("create", "mount", "unmount", "destroy")
 Action = Literal["create", "mount", "unmount", "destroy"]
 _NAMES: dict[str, Action] = {
@@ -60,11 +62,34 @@ class Event(NamedTuple):
 
 
 class Container(NamedTuple):
-    """A container that runs, with the names of the volumes it uses."""
+    """A container that runs, with its storage driver and the names of the volumes it uses."""
 
     id: str
     pid: int
     volumes: tuple[str, ...]
+    driver: str = ""
+
+
+class Info(NamedTuple):
+    """What a daemon says of its storage. With `is_containerd` the driver is a snapshotter of containerd's.
+
+    `has_native_diff` is whether overlay2 makes layers of the upper directory as it is; None for other drivers.
+    """
+
+    root: str
+    driver: str
+    version: str
+    is_containerd: bool
+    has_native_diff: bool | None = None
+
+
+class Daemon(NamedTuple):
+    """What a daemon.json says of storage. `is_containerd` is None where it does not say."""
+
+    root: str = ""
+    driver: str = ""
+    options: tuple[str, ...] = ()
+    is_containerd: bool | None = None
 
 
 class _Volume(msgspec.Struct, rename="pascal"):
@@ -105,11 +130,23 @@ class _MountPoint(msgspec.Struct, rename="pascal"):
 class _Container(msgspec.Struct):
     id: str = msgspec.field(name="ID")
     state: _State = msgspec.field(name="State")
+    driver: str = msgspec.field(name="Driver", default="")
     mount_points: dict[str, _MountPoint] | None = msgspec.field(name="MountPoints", default=None)
 
 
-class _Daemon(msgspec.Struct):
-    data_root: str = msgspec.field(name="data-root", default="")
+class _Info(msgspec.Struct, rename="pascal"):
+    docker_root_dir: str
+    driver: str
+    driver_status: list[list[str]] | None = None
+    server_version: str = ""
+
+
+class _Daemon(msgspec.Struct, rename="kebab"):
+    data_root: str = ""
+    # who wants the data-root alone need not care for what is wrong in the others
+    storage_driver: Any = ""
+    storage_opts: Any = None
+    features: Any = None
 
 
 def parse_volume(answer: object) -> Volume:
@@ -144,13 +181,39 @@ def parse_container(text: bytes) -> Container | None:
     if not container.state.running or container.state.pid <= 0:
         return None
     points = (container.mount_points or {}).values()
-    return Container(container.id, container.state.pid, tuple(each.name for each in points if each.type == "volume"))
+    volumes = tuple(each.name for each in points if each.type == "volume")
+    return Container(container.id, container.state.pid, volumes, container.driver)
+
+
+def parse_info(answer: object) -> Info:
+    """Return what the API's information says of storage; ValueError if it is none."""
+    info = _convert(answer, _Info)
+    if not info.docker_root_dir.startswith("/"):
+        raise ValueError(f"no directory: {info.docker_root_dir}")
+    status = {pair[0]: pair[1] for pair in info.driver_status or () if len(pair) == _PAIR}
+    native = {"true": True, "false": False}.get(status.get("Native Overlay Diff", ""))
+    is_containerd = status.get("driver-type") == "io.containerd.snapshotter.v1"
+    return Info(info.docker_root_dir, info.driver, info.server_version, is_containerd, native)
+
+
+def parse_daemon(text: bytes) -> Daemon:
+    """Return what a daemon.json says of storage; ValueError if it is no such file."""
+    daemon = _decode(text, _Daemon)
+    root = daemon.data_root if daemon.data_root.startswith("/") else ""
+    driver = daemon.storage_driver if isinstance(daemon.storage_driver, str) else ""
+    options = daemon.storage_opts if isinstance(daemon.storage_opts, list) else []
+    feature = daemon.features.get("containerd-snapshotter") if isinstance(daemon.features, dict) else None
+    return Daemon(
+        root,
+        driver,
+        tuple(each for each in options if isinstance(each, str)),
+        feature if isinstance(feature, bool) else None,
+    )
 
 
 def parse_data_root(text: bytes) -> str:
     """Return the data-root that a daemon.json names, empty for none; ValueError if it is no such file."""
-    root = _decode(text, _Daemon).data_root
-    return root if root.startswith("/") else ""
+    return parse_daemon(text).root
 
 
 def _convert(answer: object, kind: Any) -> Any:

@@ -23,7 +23,9 @@ from collectors.readers import (
     docker_layers,
     mountinfo,
     nvme,
+    overlay,
     slabinfo,
+    storage_opts,
     zfs,
     zpool_events,
 )
@@ -164,7 +166,7 @@ def fuzz_dm_line(line: str) -> None:
 
 def fuzz_docker(raw: bytes) -> None:
     with suppress(ValueError):
-        docker.parse_data_root(raw)
+        assert docker.parse_data_root(raw) == docker.parse_daemon(raw).root
     with suppress(ValueError):
         assert docker.parse_options(raw).is_mount in (True, False)
     with suppress(ValueError):
@@ -178,6 +180,8 @@ def fuzz_docker(raw: bytes) -> None:
 def fuzz_docker_answer(answer: object) -> None:
     with suppress(ValueError):
         docker.parse_volume(answer)
+    with suppress(ValueError):
+        assert docker.parse_info(answer).root.startswith("/")
     with suppress(ValueError):
         event = docker.parse_event(answer)
         assert event is None or 0 < event.time < U64
@@ -205,6 +209,27 @@ def fuzz_mountinfo(raw: bytes) -> None:
     assert len(mountinfo.one_per_device(mounts)) == len(mountinfo.by_device(mounts))
 
 
+def fuzz_overlay(raw: bytes) -> None:
+    for line in words_of(raw):
+        layers = overlay.parse_options(line.split(","))
+        assert all((*layers.lowers, *layers.data_lowers))
+        for point in ("/var/lib/docker/overlay2/ID/merged", layers.upper, "/", ""):
+            whole = overlay.resolve(layers, point)
+            assert len(whole.lowers) == len(layers.lowers)
+        parameters = {name: number for name in overlay.OPTIONS if (number := overlay.parse_parameter(raw)) is not None}
+        expect_u64(parameters.values())
+        for known in ({}, parameters):
+            assert set(overlay.effective(layers.told, known)) == set(overlay.OPTIONS)
+
+
+def fuzz_storage_opts(raw: bytes) -> None:
+    options = words_of(raw)
+    for driver in ("", "overlay2", "vfs", options[0]):
+        for major in (storage_opts.parse_major(options[0]), 20, None):
+            found = storage_opts.refused(options, driver, major)
+            assert len(found) <= len(options)
+
+
 def fuzz_slabinfo(raw: bytes) -> None:
     expect_finite(slabinfo.parse(raw, 4096).values())
 
@@ -228,7 +253,9 @@ TARGETS: dict[str, Target] = {
     "docker_layers": fuzz_docker_layers,
     "mountinfo": fuzz_mountinfo,
     "nvme": fuzz_nvme,
+    "overlay": fuzz_overlay,
     "slabinfo": fuzz_slabinfo,
+    "storage_opts": fuzz_storage_opts,
     "zfs": fuzz_zfs,
     "zpool_events": fuzz_zpool_events,
 }

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TREES = ROOT / "tests" / "trees"
 NAME = re.compile(r"ullage_[a-z][a-z0-9_]*")
 FORBIDDEN_UNITS = ("_percent", "_kib", "_kb", "_mb", "_mib", "_milliseconds", "_minutes")
+# d_type is the kernel's word (man 2 getdents); promtool takes the d for days
+KNOWN_TO_PROMTOOL = {"ullage_filesystem_d_type_supported metric names should not contain abbreviated units"}
 Run = Callable[[Collector, Path], Runner]
 ALL = pytest.mark.parametrize("collector", collectors.ALL, ids=lambda collector: collector.name)
 
@@ -141,7 +143,9 @@ def test_promtool_finds_nothing_to_say(collector: Collector, run: Run) -> None:
             checked = subprocess.run(
                 ["promtool", "check", "metrics"], check=False, input=text, capture_output=True, text=True
             )
-            assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", ""), tree
+            said = set((checked.stdout + checked.stderr).splitlines())
+            assert said <= KNOWN_TO_PROMTOOL, tree
+            assert (checked.returncode == 0) == (not said), tree
 
 
 @ALL

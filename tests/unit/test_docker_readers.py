@@ -84,6 +84,22 @@ def test_a_data_root_is_an_absolute_path() -> None:
     assert docker.parse_data_root(b"{}") == ""
 
 
+def test_what_daemons_say_of_their_storage() -> None:
+    graph, snapshotter = (CORPUS / "docker/info.jsonl").read_bytes().splitlines()
+    info = docker.parse_info(json.loads(graph))
+    assert info[1:] == ("overlay2", "20.10.24+dfsg1", False, True)
+    assert docker.parse_info(json.loads(snapshotter))[1:] == ("overlayfs", "29.0.0", True, None)
+    with pytest.raises(ValueError, match="no directory"):
+        docker.parse_info(json.loads(graph) | {"DockerRootDir": ""})
+
+
+def test_what_a_configuration_says_of_storage() -> None:
+    text = b'{"storage-driver": "vfs", "storage-opts": ["size=1G"], "features": {"containerd-snapshotter": true}}'
+    assert docker.parse_daemon(text) == docker.Daemon("", "vfs", ("size=1G",), is_containerd=True)
+    assert docker.parse_daemon(b'{"storage-driver": 1, "storage-opts": {}, "features": []}') == docker.Daemon()
+    assert docker.parse_daemon(b"{}") == docker.Daemon()
+
+
 def test_snapshots_have_nanoseconds_and_one_event_for_each_dataset() -> None:
     text = (CORPUS / "zpool_events/snapshots.txt").read_bytes()
     second = 0x6B04C9AC * 1_000_000_000
