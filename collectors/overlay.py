@@ -5,7 +5,7 @@ the stores' filesystems; Docker's API (/info), its image/DRIVER, containers/ID/c
 containerd's tasks. A mount shows an option only where it differs from the module's parameter: both together are what is
 in force. overlayfs mounts on a filesystem that keeps no types of directory entries, and misbehaves; nothing adds them.
 `redirect_dir=off,metacopy=on` is refused at the mount. The hazard is an upper that was written with one of them on and
-is mounted with it off: its files cannot be read (EPERM), its directories are gone.
+is mounted with it off: files and directories of it cannot be opened (EPERM).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The overlay mounts of a node, and what is wrong with some: what they share, what they were written with, how deep.
 
 `redirect_dir=off,metacopy=on` is refused at the mount. The hazard is an upper that was written with one of them on and
-is mounted with it off: its files cannot be read (EPERM), its directories are gone. A mount shows such an option only
+is mounted with it off: files and directories of it cannot be opened (EPERM). A mount shows such an option only
 where it differs from the module's parameter as that is now.
 """
 
@@ -28,7 +28,7 @@ DEEP = 110  # lower layers
 SHOWN_POINTS = 5  # of those that share an upper
 LOST = {
     "metacopy": "files whose owner or mode was changed in it cannot be read (Operation not permitted)",
-    "redirect_dir": "directories of the image that were renamed in it are gone",
+    "redirect_dir": "directories of the image that were renamed in it cannot be opened",
 }
 
 MISMATCH = Finding(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -28,6 +30,29 @@ def root_archive() -> bytes:
             link = tarfile.TarInfo(f"bin/{tool}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
+    return archive.getvalue()
+
+
+def deep_archive(name: str, layers: int) -> bytes:
+    """Return an image of busybox with so many layers, in the form of `docker save`."""
+    contents = [root_archive()]
+    for number in range(layers - 1):
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo(f"layer-{number}"))
+        contents.append(layer.getvalue())
+    ids = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in contents]
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": ids}}
+    names = [f"{number}/layer.tar" for number in range(layers)]
+    manifest = [{"Config": "config.json", "RepoTags": [f"{name}:latest"], "Layers": names}]
+    files = dict(zip(names, contents, strict=True))
+    files |= {"config.json": json.dumps(config).encode(), "manifest.json": json.dumps(manifest).encode()}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
     return archive.getvalue()
 
 

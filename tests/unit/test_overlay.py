@@ -195,7 +195,7 @@ def test_equal_paths_that_are_nothing_here_are_those_of_other_roots(make: Make) 
     [
         ("metacopy=on", "Y", "cannot be read"),
         ("redirect_dir=on,metacopy=on", "Y", "cannot be read"),
-        ("redirect_dir=on", "N", "are gone"),
+        ("redirect_dir=on", "N", "cannot be opened"),
     ],
 )
 def test_what_docker_mounted_with_an_option_that_is_off_now_is_found(
