@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import collectors
 from agent import log
 from tests.trees.tree import host_of
-from tests.unit.test_contract import page, run_once, trees
+from tests.unit.test_contract import page, run_once, trees, workplace
 
 
 def main() -> None:
     log.configure("error")
     for collector in collectors.ALL:
         for tree in trees(collector):
-            with tempfile.TemporaryDirectory() as workplace:
-                (tree / "expected.prom").write_text(page(run_once(collector, host_of(tree, Path(workplace)))))
+            with workplace() as place:
+                (tree / "expected.prom").write_text(page(run_once(collector, host_of(tree, place))))
 
 
 if __name__ == "__main__":

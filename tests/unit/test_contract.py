@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +32,21 @@ Run = Callable[[Collector, Path], Runner]
 ALL = pytest.mark.parametrize("collector", collectors.ALL, ids=lambda collector: collector.name)
 
 
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """Have a place on tmpfs for trees: what files take on the disk is the same everywhere then."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        yield Path(place)
+
+
 def trees(collector: Collector) -> list[Path]:
     return sorted(path for path in (TREES / collector.name).iterdir() if path.is_dir())
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return lambda collector, tree: run_once(collector, host_of(tree, tmp_path / "trees"))
+def run() -> Iterator[Run]:
+    with workplace() as place:
+        yield lambda collector, tree: run_once(collector, host_of(tree, place))
 
 
 def run_once(collector: Collector, host: Host) -> Runner:
