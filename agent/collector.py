@@ -66,7 +66,8 @@ class Collector:
     before every run and must be cheap; what only a run can tell is raised there as Unsupported. `uevents` are
     subsystems of the kernel's devices, such as `block`: when one of them comes, goes or changes, the collector runs
     before its time. `rules` is a group of Prometheus rules as YAML, for what is no watermark; KEEP_FIRING_FOR and
-    RUNBOOK(Alert) in it are replaced by what is configured.
+    RUNBOOK(Alert) in it are replaced by what is configured. `progress` is the metric that says how much of a long work
+    is done, from 0 to 1: the status page shows the least of it while it is below 1.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Collector:
     uevents: tuple[str, ...] = ()
     rules: str = ""
     rate_ratios: tuple[RateRatio, ...] = ()
+    progress: Metric | None = None
 
 
 @dataclass(frozen=True, slots=True)

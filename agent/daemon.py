@@ -258,6 +258,7 @@ def _collector_status(worker: Worker) -> dict[str, Any]:
         "summary": runner.plan.collector.summary,
         "state": state,
         "reason": outcome.reason or None,
+        "progress": outcome.progress,
         "last_success": outcome.last_success,
         "age_seconds": None if outcome.last_success is None else max(0.0, time.time() - outcome.last_success),
         "duration_seconds": outcome.duration if worker.is_first_done else None,

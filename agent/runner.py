@@ -82,7 +82,10 @@ class LevelTable:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the newest finished run left. Times are epoch seconds; `reason` says why it is not up."""
+    """What the newest finished run left. Times are epoch seconds; `reason` says why it is not up.
+
+    `progress` is that of a long work, from 0 to 1, where the collector has one.
+    """
 
     is_up: bool = False
     is_supported: bool = True
@@ -93,6 +96,7 @@ class Outcome:
     dropped: int = 0
     levels: tuple[LevelTable, ...] = ()
     findings: tuple[Found, ...] = ()
+    progress: float | None = None
 
 
 @dataclass(slots=True)
@@ -193,11 +197,16 @@ class Runner:
             dropped=self.outcome.dropped + gathered.dropped,
             levels=levels,
             findings=tuple(gathered.findings.values()),
+            progress=self._progress(gathered),
         )
         if gathered.dropped:
             self._tell("series over budget dropped", level="warning", budget=self.plan.series_budget)
         else:
             self._tell("collector up")
+
+    def _progress(self, gathered: _Gathered) -> float | None:
+        metric = self.plan.collector.progress
+        return min(gathered.by_metric.get(metric, {}).values(), default=None) if metric is not None else None
 
     def _tell(self, event: str, level: str = "info", **facts: Any) -> None:
         """Log a change of state once, not each round."""

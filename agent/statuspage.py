@@ -194,7 +194,8 @@ def _collector(collector: Item) -> str:
     dropped = collector.get("series_dropped")
     return (
         f"<th>{_text(collector.get('name'))}<small>{_text(collector.get('summary'), '')}</small></th>"
-        f"<td>{_pill(collector.get('state'))}<small>{_text(collector.get('reason'), '')}</small></td>"
+        f"<td>{_pill(collector.get('state'))}<small>{_text(collector.get('reason'), '')}</small>"
+        f"{_progress(_number(collector.get('progress')))}</td>"
         f'<td class="number">{"never" if age is None else _duration(age) + " ago"}</td>'
         f'<td class="number">{_duration(collector.get("duration_seconds"))}</td>'
         f'<td class="number">{_duration(collector.get("interval_seconds"))}</td>'
@@ -202,6 +203,10 @@ def _collector(collector: Item) -> str:
         + (f'<small class="critical">{_text(dropped)} dropped</small>' if dropped else "")
         + f"</td><td>{_errors(collector)}</td>"
     )
+
+
+def _progress(done: float | None) -> str:
+    return f"<small>{100 * done:.0f} % counted</small>" if done is not None and done < 1 else ""
 
 
 def _errors(collector: Item) -> str:

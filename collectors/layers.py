@@ -346,4 +346,5 @@ COLLECTOR = Collector(
     ),
     findings=(ORPHANS, BROKEN, LITTER, INTERRUPTED),
     settings=Settings,
+    progress=PROGRESS,
 )

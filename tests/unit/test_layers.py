@@ -153,6 +153,16 @@ def test_a_new_layer_is_seen_with_the_next_run(docker: Late) -> None:
     assert docker.run(layers.SCAN_EVERY)['ullage_layers{state="image"}'] == 2
 
 
+def test_how_far_the_first_count_is_can_be_seen(tmp_path: Path) -> None:
+    node = Late("docker", tmp_path, Settings(cpu_budget=1e-9))
+    values = node.run()
+    progress = values["ullage_layers_count_progress_ratio{}"]
+    assert 0 <= progress < 1
+    assert node.node.runner.outcome.progress == progress
+    assert 'ullage_layers_files{state="image"}' not in values
+    assert values['ullage_layers{state="image"}'] == 2
+
+
 def test_a_node_without_layers_has_nothing_to_read(docker: Late) -> None:
     shutil.rmtree(docker.path / "var")
     assert docker.run() == {}

@@ -30,6 +30,7 @@ STATUS: dict[str, Any] = {
             "age_seconds": 3.25,
             "duration_seconds": 0.0042,
             "interval_seconds": 300.0,
+            "progress": 0.427,
             "series": 412,
             "series_budget": 10_000,
             "errors": {"permission": 3},
@@ -106,7 +107,7 @@ def test_everything_is_shown() -> None:
     for shown in (
         "n1", "ready", "version 1.2.3", "1970-01-01 00:00:00 UTC", "/etc/ullage.yml",
         "filesystem", "Filesystems.", "up", "3.25 s ago", "4.2 ms", "5 min", "412", "of 10000", "permission 3",
-        "/mnt/x: Permission denied", "no ZFS here", "overdue",
+        "43 % counted", "/mnt/x: Permission denied", "no ZFS here", "overdue",
         "/var/lib/docker", "93.4 %", "critical", "50.0 %", "clear",
         "no-d-type", "Whiteouts cannot be told from files.", "mkfs.xfs -n ftype=1 DEVICE",
     ):  # fmt: skip
