@@ -3,8 +3,9 @@
 Docker's graph driver overlay2 below each data-root, below `UID.GID/` of it where containers have users of their own;
 containerd's overlayfs snapshotter, of the system's containerd and of one that Docker runs; containers/storage of
 Podman, Buildah and CRI-O, with additional image stores. Their configuration is daemon.json, config.toml, storage.conf.
-Which store is live: Docker takes what its daemon.json says. Where that is silent it stays with a driver that has
-images, and a new installation uses containerd's store since version 29. So where both might be, nobody can tell.
+Which store is live: Docker's daemon knows. If it is not to be asked: it takes what its daemon.json says. Where that is
+silent it stays with a driver that has images, and a new installation uses containerd's store since version 29. So where
+both might be, nobody can tell.
 """
 
 from __future__ import annotations
@@ -30,31 +31,45 @@ _Config = TypeVar("_Config")
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 
 
-def find(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> list[Store]:
-    """Return the stores that are there. Those `known`, by their paths, are kept: they remember what they have seen."""
+def find(
+    host: Host, runtimes: Runtimes, known: Mapping[str, Store], told: Mapping[str, str] | None = None
+) -> list[Store]:
+    """Return the stores that are there. Those `known`, by their paths, are kept: they remember what they have seen.
+
+    `told` are the drivers that Docker's daemons say they use, as /info has both, by their data-roots.
+    """
     found: dict[str, Store] = {}
-    for stores in (_docker, _containerd, _containers_storage):
-        for store in stores(host, runtimes, known):
+    for stores in (
+        _docker(host, runtimes, known, told or {}),
+        _containerd(host, runtimes, known),
+        _containers_storage(host, runtimes, known),
+    ):
+        for store in stores:
             found.setdefault(store.path, store)
     return list(found.values())
 
 
-def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
+def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store], told: Mapping[str, str]) -> Iterator[Store]:
     daemon = _daemon(host)
-    for root in _resolved(host, (*runtimes.docker_roots, *([daemon.data_root] if daemon and daemon.data_root else ()))):
-        managed = f"{root}/containerd/daemon"
-        for place in (root, *_remapped(host, root)):
+    roots = (*runtimes.docker_roots, *told, *filter(None, [daemon.data_root if daemon is not None else ""]))
+    for root in _resolved(host, roots):
+        places = (root, *_remapped(host, root))
+        drivers = {place: told[place] for place in places if place in told}
+        for place in places:
             path = host.resolve(f"{place}/overlay2")
             if host.exists(path):
                 store = known.get(path)
                 store = store if isinstance(store, DockerStore) else DockerStore(place, path)
-                store.is_live = _is_overlay2_live(host, place, daemon)
+                is_live = _is_overlay2_live(host, place, daemon)
+                store.is_live = drivers.get(place) == "overlay2" if drivers else is_live
                 yield store
+        managed = f"{root}/containerd/daemon"
         path = host.resolve(f"{managed}/{SNAPSHOTTER}")
         if host.exists(f"{path}/metadata.db"):
             store = known.get(path)
             store = store if isinstance(store, ContainerdStore) else ContainerdStore(managed, path, "docker")
-            store.is_live = _is_containerd_live(host, root, daemon)
+            is_live = _is_containerd_live(host, root, daemon)
+            store.is_live = "overlayfs" in drivers.values() if drivers else is_live
             yield store
 
 

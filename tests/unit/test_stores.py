@@ -94,6 +94,20 @@ def test_which_of_dockers_stores_is_live(
     assert (stores[OVERLAY2], stores[MANAGED]) == (("docker", "overlay2", live[0]), ("docker", "overlayfs", live[1]))
 
 
+@pytest.mark.parametrize("driver", ["overlay2", "overlayfs", "btrfs"])
+def test_what_the_daemon_says_goes_before_what_is_configured(driver: str, tmp_path: Path) -> None:
+    DockerTree(tmp_path / "srv").image("base")
+    DockerTree(tmp_path / "srv/100000.100000").image("base")
+    ContainerdTree(tmp_path / "srv/containerd/daemon")
+    configure(tmp_path, storage_driver="vfs")
+    stores = find(Host(rootfs=str(tmp_path)), Runtimes(), {}, {"/srv": driver})
+    assert [(store.driver, store.is_live) for store in stores] == [
+        ("overlay2", driver == "overlay2"),
+        ("overlay2", False),  # the daemon has no users of their own for its containers, but once had
+        ("overlayfs", driver == "overlayfs"),
+    ]
+
+
 def test_a_new_installation_with_containerds_store_alone_is_live(tmp_path: Path) -> None:
     ContainerdTree(tmp_path / DOCKER / "containerd/daemon")
     assert found(tmp_path) == {MANAGED: ("docker", "overlayfs", True)}
