@@ -159,11 +159,11 @@ class Host:
         return done or "/"
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes, 64 MiB at most."""
+        """Return a file's bytes, 64 MiB at most. Never waits for somebody to write into a pipe in its place."""
         parts: list[bytes] = []
         left = READ_LIMIT
         try:
-            descriptor = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 while left > 0 and (part := os.read(descriptor, min(left, 1 << 16))):
                     parts.append(part)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from agent.errors import HostError, Malformed, Vanished
 from agent.host import Host
-from collectors.readers.docker_layers import parse_lower, parse_target
+from collectors.readers.docker_layers import parse_link, parse_lower, parse_target
 from collectors.stored import Why
 
 LINK_MOST = 128  # bytes: 26 by both
@@ -68,7 +68,11 @@ def read_links(host: Host, path: str) -> Links:
 
 def read_chain(host: Host, path: str) -> Chain:
     """Return what the layer at `path` says of links. Raises a HostError."""
-    return Chain(_link(_start(host, f"{path}/link", LINK_MOST)), _lowers(_start(host, f"{path}/lower", LOWER_MOST)))
+    link, lower = _start(host, f"{path}/link", LINK_MOST), _start(host, f"{path}/lower", LOWER_MOST)
+    try:
+        return Chain(None if link is None else parse_link(link), None if lower is None else parse_lower(lower))
+    except ValueError as error:
+        raise Malformed(f"{path}/link", str(error)) from error
 
 
 def _start(host: Host, path: str, most: int) -> bytes | None:
@@ -79,14 +83,6 @@ def _start(host: Host, path: str, most: int) -> bytes | None:
     if len(text) == most:
         raise Malformed(path, f"is longer than {most} bytes")
     return text
-
-
-def _link(text: bytes | None) -> str | None:
-    return None if text is None else text.decode("utf-8", "surrogateescape").strip()
-
-
-def _lowers(text: bytes | None) -> tuple[str, ...] | None:
-    return None if text is None else parse_lower(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +101,7 @@ def find_faults(
 
     A dangling link that no layer names is litter. `elsewhere` are links of other stores that layers may name too.
     """
-    named = {lower for chain in chains.values() for lower in chain.lowers or ()}
+    named = {lower for chain in chains.values() for lower in chain.lowers or () if lower}
     own = {chain.link: name for name, chain in chains.items() if chain.link}
     dangling = [
         name

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+_NAME = re.compile(r"[A-Z0-9]{26}")
+_LOWER = re.compile(r"l/[A-Z0-9]{26}")
 _TARGET = re.compile(r"\.\./([^/]+)/diff/?")
 
 
@@ -39,9 +41,24 @@ class _Daemon(msgspec.Struct, rename="kebab"):
 
 
 def parse_lower(text: bytes) -> tuple[str, ...]:
-    """Return the names in `l/` that a `lower` file has, the uppermost first."""
-    parts = text.decode("utf-8", "surrogateescape").strip().split(":")
-    return tuple(name for part in parts if (name := part.rpartition("/")[2]))
+    """Return the names in `l/` that a `lower` file has, the uppermost first; empty for those of another form."""
+    return tuple(
+        part.removeprefix("l/") if _LOWER.fullmatch(part) else ""
+        for part in text.decode("utf-8", "replace").strip().split(":")
+        if part
+    )
+
+
+def parse_link(text: bytes) -> str:
+    """Return the name in `l/` that a `link` file has; empty if that is empty, as a crash leaves it.
+
+    Raises ValueError if it has anything else in it: in somebody's own store it may be a link to somebody else's file,
+    whose content is not for us to tell.
+    """
+    name = text.decode("utf-8", "replace").strip()
+    if name and not _NAME.fullmatch(name):
+        raise ValueError("has no name of a link in it")
+    return name
 
 
 def parse_target(link: str) -> str | None:

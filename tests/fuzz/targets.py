@@ -188,7 +188,10 @@ def fuzz_docker_answer(answer: object) -> None:
 
 
 def fuzz_docker_layers(raw: bytes) -> None:
-    assert all("/" not in name for name in docker_layers.parse_lower(raw))
+    assert all(name.isalnum() or not name for name in docker_layers.parse_lower(raw))
+    with suppress(ValueError):
+        link = docker_layers.parse_link(raw)
+        assert link.isalnum() or not link
     for word in words_of(raw):
         assert "/" not in (docker_layers.parse_target(word) or "")
     with suppress(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Collection
@@ -168,3 +169,20 @@ def test_the_signature_is_another_one_after_each_change(machine: Machine) -> Non
     assert machine.store.signature(machine.host) == before
     machine.tree.write("layers", machine.layers[:2])
     assert machine.store.signature(machine.host) != before
+
+
+def test_in_somebodys_own_store_files_may_be_anything(machine: Machine) -> None:
+    secret = machine.path / "secret"
+    secret.write_text("password")
+    for name in ("link", "lower"):
+        (machine.tree.path / WEB / name).unlink()
+        (machine.tree.path / WEB / name).symlink_to(secret)
+    (machine.tree.path / TOP / "link").unlink()
+    os.mkfifo(machine.tree.path / TOP / "link")
+    (machine.tree.root / "overlay-containers/volatile-containers.json").symlink_to(secret)
+    os.mkfifo(machine.tree.root / "overlay-layers/volatile-layers.json")
+    (machine.tree.path / hexadecimal("away")).symlink_to("/etc")
+    scan = machine.scan()
+    assert sorted(states := {layer.state for layer in scan.layers}) == sorted(states & {"image", "container"})
+    assert "password" not in f"{scan} {machine.host.first_errors}"
+    assert machine.host.errors == {"malformed": 2}

@@ -27,6 +27,14 @@ def test_the_links_below_a_layer_in_their_order() -> None:
         "JIKRBBDA3UCB4CHXEKME3OM3GB",
     )
     assert docker_layers.parse_lower(b"") == ()
+    assert docker_layers.parse_lower(b"l/x:/etc/passwd:root") == ("", "", "")
+
+
+def test_a_link_says_its_name_and_nothing_of_other_files() -> None:
+    assert docker_layers.parse_link(b"SNLOWRCXUUB46ODTKLVPRWVSCP\n") == "SNLOWRCXUUB46ODTKLVPRWVSCP"
+    assert docker_layers.parse_link(b"") == ""
+    with pytest.raises(ValueError, match=r"^has no name of a link in it$"):
+        docker_layers.parse_link(b"secret")
 
 
 @pytest.mark.parametrize(

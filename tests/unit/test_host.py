@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from agent.errors import Malformed, Vanished
+from agent.errors import Failed, Malformed, Vanished
 from agent.host import Host
 
 LOOKS: list[Callable[[Host, str], object]] = [
@@ -17,6 +18,10 @@ LOOKS: list[Callable[[Host, str], object]] = [
     Host.signature,
     Host.exists,
     Host.resolve,
+    Host.entries,
+    Host.lstat,
+    Host.link,
+    lambda host, path: host.read_start(path, 1),
     lambda host, path: host.ioctl(path, 1, b""),
 ]
 
@@ -80,3 +85,24 @@ def test_a_number_that_is_none_or_absent_is_named(host: Host) -> None:
         host.read_ints("sys/qgroups/0_5", ("exclusive", "absent"))
     with pytest.raises(Vanished, match="sys/qgroups/0_6/"):
         host.read_ints("sys/qgroups/0_6", ("exclusive",))
+
+
+def test_nobody_has_to_write_into_a_pipe_that_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    host = Host(rootfs=str(tmp_path))
+    assert (host.read("/pipe"), host.read_start("/pipe", 10)) == (b"", b"")
+
+
+def test_a_directory_tells_directories_from_links_to_them(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("directory")
+    host = Host(rootfs=str(tmp_path))
+    assert host.entries("/") == {"directory": True, "file": False, "link": False}
+    assert host.link("/link") == "directory"
+    assert host.lstat("/link").st_ino != host.lstat("/directory").st_ino
+    for look in (host.entries, host.link, host.lstat):
+        with pytest.raises(Vanished):
+            look("/absent")
+    with pytest.raises(Failed):
+        host.read_start("/directory", 10)
