@@ -47,7 +47,9 @@ _CONTAINER = re.compile(r"[0-9a-f]{64}")
 _REMOVING = re.compile(r"[0-9a-f]{64}-.+-removing")
 PID_FILE = "run/docker.pid"  # which dockerd writes when it starts
 LONGEST = 86400.0  # seconds that a layer is unpacked for at most, where nobody knows when the daemon has started
-STARTING = 60.0  # seconds between the making of a layer and that of its write-set: moments
+STARTING = (
+    60.0  # seconds between the making of a layer and that of its write-set, of a container and its files: moments
+)
 _ID_MOST = 128  # bytes of a file with an id: 69 by Docker
 
 
@@ -76,7 +78,7 @@ class _References:
     removing: set[str] = field(default_factory=set)
     builds: set[str] = field(default_factory=set)
     is_whole: bool = True
-    is_settling: bool = False  # a container is being made: its files come after its directory
+    unsettled: float = 0.0  # when a container's directory was made whose files come after it, or never
 
     def state(self, name: str) -> State | None:
         """Return what a layer is, None if nobody has it."""
@@ -136,7 +138,7 @@ class DockerStore:
         unfinished = self._unfinished(host, write_sets, now)
         kept = mounted_below(self.path, mounted) | _unpacked(strangers, unfinished)
         orphans = self.unknown.judge(strangers, kept, now, is_known=references.is_whole)
-        if references.is_settling or now - newest / 1e9 < TICK:
+        if now - newest / 1e9 < TICK or now - references.unsettled < STARTING:
             self.unknown.look_again(now)
         faults = find_faults(host, links, chains, looks)
         count = links.of()
@@ -206,7 +208,8 @@ class DockerStore:
                 found.containers[self._id(host, f"{base}/{container}/mount-id")] = container
                 found.inits.add(self._id(host, f"{base}/{container}/init-id"))
             except Vanished:
-                found.is_settling |= host.exists(f"{base}/{container}")  # or it has none: a container of Windows
+                with contextlib.suppress(Vanished):
+                    found.unsettled = max(found.unsettled, host.lstat(f"{base}/{container}").st_ctime)
 
     def _read_images(self, host: Host, found: _References) -> None:
         base = f"{self._layerdb}/sha256"

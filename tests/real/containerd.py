@@ -53,9 +53,10 @@ class Containerd:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
 
-    def import_image(self, name: str) -> None:
-        """Make an image of busybox alone, in the form of `docker save`."""
-        layer = root_archive()
+    def import_image(self, name: str, layer: bytes = b"") -> None:
+        """Make an image of busybox alone, in the form of `docker save`; or one of a layer, which is unpacked."""
+        unpacking = [] if layer else ["--no-unpack"]
+        layer = layer or root_archive()
         layers = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}
         config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": layers}
         manifest = [
@@ -71,7 +72,7 @@ class Containerd:
                 entry = tarfile.TarInfo(path)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-        self.ctr("images", "import", "--no-unpack", "-", stdin=archive.getvalue())
+        self.ctr("images", "import", *unpacking, "-", stdin=archive.getvalue())
 
     def run(self, name: str, snapshotter: str, image: str, script: str) -> None:
         """Start a container."""

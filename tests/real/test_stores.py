@@ -335,6 +335,24 @@ def test_containerd_is_read_while_it_writes(running: Containerd) -> None:
     assert (base.inodes, base.size) == (inodes, used)
 
 
+def test_what_containerd_unpacks_is_incomplete_until_it_is_an_image(running: Containerd) -> None:
+    running.import_image("busybox")
+    running.run("web", "overlayfs", "busybox", "sleep 1000")
+    host = Host()
+    store = ContainerdStore(str(running.root), f"{running.root}/{SNAPSHOTTER}", unknown=Unknown(min_age=5.0, apart=0.0))
+    unpacking = threading.Thread(target=running.import_image, args=("big", archive(ARCHIVE // 2)))
+    unpacking.start()
+    seen: list[tuple[str, bool]] = []
+    while unpacking.is_alive():
+        scan = store.scan(host, mounted(), time.time())
+        seen += [(layer.state, layer.is_settled) for layer in scan.layers if layer.name not in ("1", "2")]
+    scan = store.scan(host, mounted(), time.time())
+    (done,) = [layer for layer in scan.layers if layer.name not in ("1", "2")]
+    assert (done.state, done.is_settled) == ("image", True)
+    assert ("incomplete", False) in seen
+    assert set(seen) <= {("incomplete", False), ("image", True)}
+
+
 def test_a_snapshot_that_containerd_does_not_know_is_an_orphan(running: Containerd) -> None:
     running.import_image("busybox")
     running.run("web", "overlayfs", "busybox", "sleep 1000")
