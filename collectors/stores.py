@@ -20,8 +20,8 @@ from agent.host import Host
 from collectors.containerd_store import SNAPSHOTTER, ContainerdStore
 from collectors.containers_store import ContainersStore
 from collectors.docker_store import DockerStore
-from collectors.readers import containerd, containers_storage, docker_layers
-from collectors.readers.docker_layers import Daemon
+from collectors.readers import containerd, containers_storage, docker
+from collectors.readers.docker import Daemon
 from collectors.stored import BrokenLink, Layer, Scan, State, Store
 
 __all__ = ("BrokenLink", "Layer", "Scan", "State", "Store", "find")
@@ -51,7 +51,7 @@ def find(
 
 def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store], told: Mapping[str, str]) -> Iterator[Store]:
     daemon = _daemon(host)
-    roots = (*runtimes.docker_roots, *told, *filter(None, [daemon.data_root if daemon is not None else ""]))
+    roots = (*runtimes.docker_roots, *told, *filter(None, [daemon.root if daemon is not None else ""]))
     for root in _resolved(host, roots):
         places = (root, *_remapped(host, root))
         drivers = {place: told[place] for place in places if place in told}
@@ -136,17 +136,13 @@ def _remapped(host: Host, root: str) -> list[str]:
 
 def _daemon(host: Host) -> Daemon | None:
     """Return what Docker's configuration says; None if it cannot be read."""
-    return _parsed(host, "etc/docker/daemon.json", _parse_daemon)
-
-
-def _parse_daemon(text: bytes) -> Daemon:
-    return docker_layers.parse_daemon(text or b"{}")
+    return _parsed(host, "etc/docker/daemon.json", lambda text: docker.parse_daemon(text or b"{}"))
 
 
 def _parsed(host: Host, path: str, parse: Callable[[bytes], _Config]) -> _Config | None:
     """Return what a file of configuration says, as an empty one where there is none; None if it cannot be read."""
     try:
-        return parse(host.read_if_there(path))
+        return parse(host.read_if_there(host.resolve(path)))
     except HostError as error:
         host.skip(error)
     except ValueError as error:
@@ -157,10 +153,10 @@ def _parsed(host: Host, path: str, parse: Callable[[bytes], _Config]) -> _Config
 def _is_overlay2_live(host: Host, root: str, daemon: Daemon | None) -> bool | None:
     if daemon is None:
         return None
-    if daemon.has_containerd_store or (daemon.driver and daemon.driver != "overlay2"):
+    if daemon.is_containerd or (daemon.driver and daemon.driver != "overlay2"):
         return False
     drivers = _drivers(host, root)
-    if daemon.driver or daemon.has_containerd_store is False:
+    if daemon.driver or daemon.is_containerd is False:
         return True if daemon.driver or drivers == {"overlay2"} else None
     has_snapshots = bool(host.listed(f"{root}/containerd/daemon/{SNAPSHOTTER}/snapshots"))
     return True if drivers == {"overlay2"} and not has_snapshots else None
@@ -169,9 +165,9 @@ def _is_overlay2_live(host: Host, root: str, daemon: Daemon | None) -> bool | No
 def _is_containerd_live(host: Host, root: str, daemon: Daemon | None) -> bool | None:
     if daemon is None:
         return None
-    if daemon.has_containerd_store or daemon.driver == "overlayfs":
+    if daemon.is_containerd or daemon.driver == "overlayfs":
         return True
-    if daemon.has_containerd_store is False or daemon.driver:
+    if daemon.is_containerd is False or daemon.driver:
         return False
     has_snapshots = bool(host.listed(f"{root}/containerd/daemon/{SNAPSHOTTER}/snapshots"))
     return True if has_snapshots and not _drivers(host, root) else None

@@ -1,6 +1,6 @@
 """Docker's layers, as its overlay2 graph driver and its own database of images keep them.
 
-Sources: moby's daemon/graphdriver/overlay2/overlay.go, image/rootfs.go, daemon/config.
+Sources: moby's daemon/graphdriver/overlay2/overlay.go, image/rootfs.go.
 `overlay2/ID/lower` is `l/OYIERDYJWJIKQQ34D5X5GQ7WOA:l/JIKRBBDA3UCB4CHXEKME3OM3GB`, the uppermost first, and each of
 them a link `../ID/diff`. containers/storage has taken both over.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -18,26 +18,12 @@ _LOWER = re.compile(r"l/[A-Z0-9]{26}")
 _TARGET = re.compile(r"\.\./([^/]+)/diff/?")
 
 
-class Daemon(NamedTuple):
-    """What a daemon.json says of where images are: `driver` and `data_root` are empty where it is silent."""
-
-    data_root: str
-    driver: str
-    has_containerd_store: bool | None
-
-
 class _RootFs(msgspec.Struct):
     layers: list[str] | None = msgspec.field(name="diff_ids", default=None)
 
 
 class _Image(msgspec.Struct):
     rootfs: _RootFs = msgspec.field(default_factory=_RootFs)
-
-
-class _Daemon(msgspec.Struct, rename="kebab"):
-    data_root: str = ""
-    storage_driver: str = ""
-    features: dict[str, Any] | None = None
 
 
 def parse_lower(text: bytes) -> tuple[str, ...]:
@@ -76,14 +62,6 @@ def parse_top_layer(text: bytes) -> str:
     for layer in _decode(text, _Image).rootfs.layers or ():
         chain = f"sha256:{hashlib.sha256(_utf8(f'{chain} {layer}')).hexdigest()}" if chain else layer
     return chain
-
-
-def parse_daemon(text: bytes) -> Daemon:
-    """Return what a daemon.json says; ValueError if it is no such file."""
-    told = _decode(text, _Daemon)
-    has_store = (told.features or {}).get("containerd-snapshotter")
-    root = told.data_root if told.data_root.startswith("/") else ""
-    return Daemon(root, told.storage_driver, has_store if isinstance(has_store, bool) else None)
 
 
 def _utf8(text: str) -> bytes:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from collectors.readers import docker_layers
-from collectors.readers.docker_layers import Daemon
 
 CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus" / "docker_layers"
 
@@ -45,14 +44,7 @@ def test_a_link_leads_to_a_layer_beside_it_or_nowhere(link: str, layer: str | No
     assert docker_layers.parse_target(link) == layer
 
 
-def test_what_a_daemon_is_told_of_its_images() -> None:
-    assert docker_layers.parse_daemon((CORPUS / "daemon.json").read_bytes()) == Daemon("/srv/docker", "overlay2", False)  # noqa: FBT003  a field
-    assert docker_layers.parse_daemon(b'{"data-root": "docker", "features": {"x": true}}') == Daemon("", "", None)
-
-
-@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"rootfs": 1, "features": 1}', b"\xff"])
-def test_what_is_no_such_file_is_refused(damaged: bytes) -> None:
+@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"rootfs": 1}', b"\xff"])
+def test_what_is_no_image_is_refused(damaged: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         docker_layers.parse_top_layer(damaged)
-    with pytest.raises(ValueError, match=r"."):
-        docker_layers.parse_daemon(damaged)
