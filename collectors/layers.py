@@ -22,12 +22,14 @@ import msgspec
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS as CONTAINER
 from agent.containers import SHORT_ID, Containers
+from agent.dockerapi import DockerApi
 from agent.errors import Unsupported
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
 from agent.ranking import biggest
 from agent.units import Seconds
+from collectors.dockerinfo import Connect, Informant
 from collectors.layercount import Counting
 from collectors.layerwalk import Count
 from collectors.readers import mountinfo, overlay
@@ -127,11 +129,13 @@ class _Seen:
 
 @dataclass(slots=True)
 class Layers:
-    """The running collector."""
+    """The running collector. `connect` makes a client of Docker's API."""
 
     start: Start
+    connect: Connect = DockerApi
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
+    _informants: Sequence[Informant] = field(init=False)
     _counting: Counting = field(init=False)
     _containers: Containers = field(init=False)
     _seen: dict[str, _Seen] = field(default_factory=dict)
@@ -141,15 +145,24 @@ class Layers:
         """Take up what the last agent counted."""
         settings = self.start.settings
         self._counting = Counting(settings.cpu_budget, self.start.state, wants_mark=settings.fanotify)
+        sockets = self.start.runtimes.docker_sockets
+        self._informants = [Informant(path, self.connect, self.clock) for path in sockets]
         self._containers = Containers(self.start.host, self.start.runtimes)
 
     def close(self) -> None:
-        """Keep what was counted."""
+        """Keep what was counted, and let the questions to Docker go."""
         self._counting.close()
+        for informant in self._informants:
+            informant.close()
 
     def collect(self, host: Host) -> Iterator[Yield]:
         """Look which layers there are if that has changed, count what has changed in them, tell."""
-        stores = find(host, self.start.runtimes, {path: seen.store for path, seen in self._seen.items()})
+        infos = [info for each in self._informants if (info := each.ask(host)) is not None]
+        told: dict[str, str] = {}
+        for info in infos:
+            with host.skipping():
+                told[host.resolve(info.root)] = info.driver
+        stores = find(host, self.start.runtimes, {path: seen.store for path, seen in self._seen.items()}, told)
         if not stores:
             raise Unsupported("no container storage with overlay layers is here")
         self._seen = {each.path: self._seen.get(each.path) or _Seen(each) for each in stores}
