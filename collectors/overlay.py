@@ -23,7 +23,7 @@ from agent import dirents
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS, SHORT_ID, Containers
 from agent.dockerapi import DockerApi
-from agent.errors import HostError, Malformed, Unsupported, Vanished
+from agent.errors import HostError, Malformed, Unreachable, Unsupported, Vanished
 from agent.finding import Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
@@ -33,10 +33,11 @@ from collectors.drivers import Residue, Roots, Store
 from collectors.overlay_mounts import PARAMETERS, Overlay, Table
 from collectors.readers import docker, overlay
 from collectors.readers.docker import Daemon, Info
-from collectors.readers.mountinfo import Mount, carrier
+from collectors.readers.mountinfo import Mount, carrier, parse, visible
 from collectors.store_hazards import DAEMON_JSON
 
 PAGE = os.sysconf("SC_PAGESIZE")
+OURS = "proc/self/mountinfo"
 OVERLAY_DRIVERS = ("overlay2", "overlay", "overlayfs")
 
 DRIVER = Metric(
@@ -89,7 +90,9 @@ class Overlays:
     _roots: Roots | None = None  # as `_containers` knows them
     _containers: Containers = field(init=False)
     _text: tuple[bytes, Roots] | None = None
-    _table: Table = field(default_factory=lambda: Table({}, {}, ()))
+    _own_text: bytes = b""
+    _own: Mapping[str, Mount] = field(default_factory=dict)  # our own view
+    _table: Table = field(default_factory=lambda: Table({}, {}, frozenset(), ()))
     _residues: dict[str, tuple[drivers.Signature, Residue]] = field(default_factory=dict)
     _unmounted: rootfs.Watch = field(init=False)
 
@@ -165,6 +168,14 @@ class Overlays:
         self._table = overlay_mounts.read(host, text, homes)
         self._text = text, roots
 
+    def _reaches(self, host: Host, path: str, device: str) -> bool:
+        """Return whether a path of the host's leads us to that device: we may not have the mount in our view."""
+        text = host.read(OURS)
+        if text != self._own_text:
+            self._own_text, self._own = text, {mount.mountpoint: mount for mount in visible(parse(text)[0])}
+        found = carrier(self._own, host.real(path))
+        return found is not None and found.device == device
+
     def _labels(self, each: Overlay) -> LabelSet | None:
         """Return the labels of the container whose root it is, None if it is none's."""
         if each.owner:
@@ -214,6 +225,8 @@ class Overlays:
     def _has_types(self, host: Host, path: str, mount: Mount) -> bool | None:
         """Return whether the filesystem below a path keeps types, None where there is no entry to tell by."""
         while path != "/" and carrier(self._table.top, path) == mount:
+            if not self._reaches(host, path, mount.device):
+                raise Unreachable(path)
             try:
                 found = self.types(host.real(path))
             except Vanished:  # a driver that was used never, or whose files are elsewhere
@@ -233,8 +246,8 @@ class Overlays:
         runtimes = self.start.runtimes
         layers = self._containers.docker_layers("overlay2")
         missing = [
-            *rootfs.docker(host, roots.docker, layers, self._table.top, self._unmounted.files),
-            *rootfs.containerd(host, runtimes.containerd_states, self._table.top),
+            *rootfs.docker(host, roots.docker, layers, self._table.points, self._unmounted.files),
+            *rootfs.containerd(host, runtimes.containerd_states, self._table.points),
         ]
         for each in self._unmounted.lasting(missing):
             container = self._containers.lookup_id(each.id) if each.runtime == "docker" else None

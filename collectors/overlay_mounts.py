@@ -74,10 +74,14 @@ class Overlay(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The host's mount table: the visible mounts by their points, where each device is shown, the overlay mounts."""
+    """The host's mount table: the visible mounts by their points, where each device is shown, the overlay mounts.
+
+    `points` are those of the mounts that others hide, too.
+    """
 
     top: Mapping[str, Mount]
     shown: Mapping[str, str]
+    points: frozenset[str]
     overlays: tuple[Overlay, ...]
 
 
@@ -89,7 +93,8 @@ def read(host: Host, text: bytes, homes: Homes) -> Table:
     top = {mount.mountpoint: mount for mount in visible(mounts)}
     shown = {mount.device: mount.mountpoint for mount in one_per_device(top.values())}
     found = by_device(mount for mount in mounts if mount.fstype == "overlay")
-    return Table(top, shown, tuple(_overlay(host, same, top, homes) for same in found.values()))
+    points = frozenset(mount.mountpoint for mount in mounts)
+    return Table(top, shown, points, tuple(_overlay(host, same, top, homes) for same in found.values()))
 
 
 def _overlay(host: Host, same: Sequence[Mount], top: Mapping[str, Mount], homes: Homes) -> Overlay:

@@ -272,7 +272,7 @@ def test_an_upper_elsewhere_is_on_that_filesystem(make: Make) -> None:
     machine.table.write_text(
         machine.table.read_text() + "900 42 8:1 / /var/lib/docker/overlay2 rw - xfs /dev/sda1 rw\n"
     )
-    # the overlay mounts below it were there before: those are hidden, and mounts all the same
+    # it hides the overlay mounts below it, which are mounts all the same
     machine.run()
     assert 'fstype="xfs",id="b3be0f8999d1",mountpoint="/var/lib/docker/overlay2"' in machine.page
 
@@ -306,6 +306,19 @@ def test_where_no_entry_tells_nothing_is_said_of_types(make: Make) -> None:
     machine.run()
     assert "d_type_supported" not in machine.page
     assert "ullage_storage_driver_info" in machine.page
+
+
+def test_a_filesystem_that_we_do_not_reach_is_not_told_of(make: Make) -> None:
+    machine = make("docker")
+    machine.types = {b"x": 0}
+    machine.table.write_text(machine.table.read_text() + "900 42 8:1 / /var/lib/docker rw - xfs /dev/sda1 rw\n")
+    machine.run()
+    assert "d_type_supported" not in machine.page
+    assert machine.node.runner.errors == {"unreachable": 1}
+    own = machine.path / "proc/self/mountinfo"
+    own.write_text(own.read_text() + f"900 42 8:1 / {machine.path}/var/lib/docker rw - xfs /dev/sda1 rw\n")
+    machine.run()
+    assert machine.sample("ullage_filesystem_d_type_supported") == 0
 
 
 def test_vfs_is_found_while_it_has_layers(make: Make) -> None:
