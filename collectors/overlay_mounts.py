@@ -35,7 +35,7 @@ MISMATCH = Finding(
     "overlay-metacopy-redirect",
     "warning",
     "metacopy and redirect_dir of overlayfs are a hazard for {target}: {problem}.",
-    "{remedy}",
+    "Have them as the containers were written: {remedy}",
 )
 DEEP_CHAIN = Finding(
     "overlay-deep-chain",
@@ -149,7 +149,7 @@ def mismatches(
                 label(each.point),
                 problem=f"{label(each.point)} was mounted while {option} of the overlay module was on, and now it is "
                 f"off: once this container is started again, {LOST[option]}.",
-                remedy=f"Before it is started again: echo Y > /{PARAMETERS}/{option}; and for good, options overlay "
+                remedy=f"before it is started again, echo Y > /{PARAMETERS}/{option}; and for good, options overlay "
                 f"{option}=on in a file of /etc/modprobe.d",
             )
     homes: dict[str, list[Overlay]] = {}
@@ -164,7 +164,7 @@ def mismatches(
                     label(f"{home} {option}"),
                     problem=f"Some containers of {label(home)} are mounted with {option}=on and others with {off}: if "
                     f"one that had it on is started without it, {LOST[option]}.",
-                    remedy="Look for mountopt in /etc/containers/storage.conf: what it says now must say "
+                    remedy="mountopt in /etc/containers/storage.conf; what it says now must say "
                     f"{option}=on as long as containers that were made with it are kept.",
                 )
 

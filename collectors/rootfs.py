@@ -31,7 +31,7 @@ NOT_MOUNTED = Finding(
     "warning",
     "{who} runs, but its root is not mounted at {target}: it goes on with a mount of its own, while all that looks at "
     "its files from outside (docker cp and export, scanners) sees nothing of them.",
-    "{remedy}",
+    "Start it anew, which mounts it: {remedy}",
 )
 
 Files = dict[str, tuple[tuple[int, int, int], Container | None]]

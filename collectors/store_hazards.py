@@ -17,7 +17,7 @@ from collectors.readers.mountinfo import Mount
 DAEMON_JSON = "/etc/docker/daemon.json"
 COPYING_DRIVERS = ("vfs", "native")  # each layer is a whole copy
 PLAIN_DRIVERS = ("overlay2", "overlay", "vfs", "aufs", "fuse-overlayfs")  # whose layers are mere directories
-NAMES = {"docker": "Docker", drivers.STORAGE: "What keeps its images there (CRI-O, Podman)"}
+NAMES = {"docker": "Docker", drivers.STORAGE: "CRI-O or Podman"}
 MIB = 1 << 20
 
 NO_DTYPE = Finding(
@@ -25,14 +25,19 @@ NO_DTYPE = Finding(
     "critical",
     "The store {store} ({driver}) lies on {target} ({fstype}), which keeps no types of directory entries: files that a "
     "container has removed are still listed and cannot be opened. Docker since 23.0 does not start on it.",
-    "{remedy}",
+    "Stop the runtime. For ext4: umount {point}; tune2fs -O filetype {device}; e2fsck -fy {device}; mount {device} "
+    "{point}   # e2fsck ends with 1. An XFS gets them only when it is made anew: save what is on it, then umount "
+    "{point}; mkfs.xfs -f -n ftype=1 {device}; mount {device} {point}",
 )
 COPIES = Finding(
     "vfs-driver-in-use",
     "warning",
     "{runtime} uses the storage driver {driver} in {target}: each layer, and each container, is a whole copy of what "
     "it stands on, so that ten containers of one image take ten times its bytes and inodes.",
-    "{remedy}",
+    "For Docker: docker save --output images.tar $(docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}'); set "
+    '"storage-driver": "overlay2" in /etc/docker/daemon.json; systemctl restart docker; docker load --input images.tar '
+    "  # containers are to be made anew. For containerd: use the snapshotter overlayfs. For CRI-O and Podman: set "
+    'driver = "overlay" in /etc/containers/storage.conf, and pull the images anew.',
 )
 RESIDUE = Finding(
     "stale-driver-residue",
@@ -52,42 +57,21 @@ FINDINGS = (NO_DTYPE, COPIES, RESIDUE, REFUSED)
 
 def no_dtype(store: Store, mount: Mount, shown: str) -> Found:
     """Return the finding for a store whose filesystem, shown at that mount point, keeps no types."""
-    device, point = shlex.quote(label(mount.source)), shlex.quote(label(shown))
-    if mount.fstype in ("ext2", "ext3", "ext4"):
-        remedy = (
-            f"Stop the runtime, then: umount {point}; tune2fs -O filetype {device}; e2fsck -fy {device} "
-            f"(it ends with 1); mount {device} {point}"
-        )
-    else:
-        remedy = (
-            f"It gets them only when it is made anew: save what is on {point}, then for XFS: umount {point}; "
-            f"mkfs.xfs -f -n ftype=1 {device}; mount {device} {point}"
-        )
     return NO_DTYPE(
-        label(shown), store=label(store.path), driver=label(store.driver), fstype=label(mount.fstype), remedy=remedy
+        label(shown),
+        store=label(store.path),
+        driver=label(store.driver),
+        fstype=label(mount.fstype),
+        device=shlex.quote(label(mount.source)),
+        point=shlex.quote(label(shown)),
     )
 
 
 def copies(host: Host, found: Iterable[Store]) -> Iterator[Found]:
     """Find stores whose driver copies each layer."""
     for store in found:
-        if store.driver not in COPYING_DRIVERS or not drivers.has_layers(host, store):
-            continue
-        if store.runtime == "docker" and store.driver == "vfs":
-            remedy = (
-                "docker save --output images.tar $(docker image ls --format '{{.Repository}}:{{.Tag}}'); set "
-                f'"storage-driver": "overlay2" in {DAEMON_JSON}; systemctl restart docker; docker load --input '
-                "images.tar   # containers are to be made anew"
-            )
-        elif store.runtime == drivers.STORAGE:
-            remedy = 'Set driver = "overlay" in /etc/containers/storage.conf, and pull the images anew.'
-        else:
-            remedy = (
-                "Use the snapshotter overlayfs (ctr run --snapshotter overlayfs; snapshotter in containerd's config)."
-            )
-        yield COPIES(
-            label(store.path), runtime=NAMES.get(store.runtime, store.runtime), driver=store.driver, remedy=remedy
-        )
+        if store.driver in COPYING_DRIVERS and drivers.has_layers(host, store):
+            yield COPIES(label(store.path), runtime=NAMES.get(store.runtime, store.runtime), driver=store.driver)
 
 
 def residue(store: Store, residue: Residue) -> Found:

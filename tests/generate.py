@@ -40,14 +40,20 @@ def metrics_markdown() -> str:
     return text + rows(selfmetrics.METRICS)
 
 
+def template(text: str) -> str:
+    """Return a finding's text as a person reads it, with its fields, but with braces of its own once."""
+    return text.replace("{{", "{").replace("}}", "}")
+
+
 def findings_markdown() -> str:
     """Return docs/findings.md."""
     text = HEAD + "# Findings\n\nHazards that are no level. Each is a series of `ullage_finding` while it holds.\n"
     text += "Remedies are printed, never run.\n"
     found: list[tuple[str, Finding]] = [(c.name, finding) for c in collectors.ALL for finding in c.findings]
     for name, finding in found:
-        text += f"\n## `{finding.id}`\n\nCollector `{name}`, severity {finding.severity}. {finding.explanation}\n\n"
-        text += f"Remedy: {finding.remedy}\n"
+        explanation, remedy = map(template, (finding.explanation, finding.remedy))
+        text += f"\n## `{finding.id}`\n\nCollector `{name}`, severity {finding.severity}. {explanation}\n\n"
+        text += f"Remedy: {remedy}\n"
     return text if found else text + "\nNo collector declares one yet.\n"
 
 

@@ -303,7 +303,7 @@ def test_a_filesystem_without_types_is_found_until_the_remedy_is_done(
         assert not (store / "merged/file").exists()
     finally:
         run("umount", str(store / "merged"))
-    remedy = node.remedy("overlay-no-dtype").partition(": ")[2].replace(" (it ends with 1)", "")
+    remedy = node.remedy("overlay-no-dtype").partition("For ext4: ")[2].partition("   #")[0]
     run("sh", "-c", remedy)
     assert ("overlay-no-dtype", str(mount)) not in node.run()
     assert node.samples("ullage_filesystem_d_type_supported") == [({"mountpoint": str(mount)}, 1)]
@@ -401,7 +401,7 @@ def test_a_root_unmounted_under_a_container_is_found_until_it_is_started_anew(
         assert docker.docker("exec", "lost", "/bin/cat", "/proc/1/comm") == "sleep"  # it goes on
         with pytest.raises(AssertionError, match="Could not find the file"):
             docker.docker("cp", "lost:/bin/busybox", "-")
-        obey(docker, node.remedy("rootfs-not-mounted"))
+        obey(docker, node.remedy("rootfs-not-mounted").partition(": ")[2])
         assert node.run() == set()
 
 
@@ -421,7 +421,8 @@ def test_vfs_is_found_until_docker_is_on_overlay2_and_what_is_left_until_it_is_r
         docker.import_image("busybox")
         node = node_of(docker, stack)
         assert node.run() == {("vfs-driver-in-use", f"{docker.root}/vfs")}
-        save, _, _, load_it = node.remedy("vfs-driver-in-use").split("; ")
+        remedy = node.remedy("vfs-driver-in-use").partition("For Docker: ")[2].partition("   #")[0]
+        save, _, _, load_it = remedy.split("; ")
         obey(docker, f"cd {directory}; {save}")
     with dockerd(directory) as docker:
         node = node_of(docker, stack)
@@ -468,7 +469,7 @@ def test_a_container_written_with_metacopy_is_found_when_the_module_has_it_off(
         parameter("metacopy", "N")
         ((name, _),) = node.run()
         assert name == "overlay-metacopy-redirect"
-        remedy = node.remedy("overlay-metacopy-redirect").partition("again: ")[2].partition(";")[0]
+        remedy = node.remedy("overlay-metacopy-redirect").partition("again, ")[2].partition(";")[0]
         docker.docker("stop", "web")
         with pytest.raises(AssertionError, match=r"[Pp]ermi|no such file"):
             docker.docker("start", "web")
@@ -485,7 +486,8 @@ def test_a_native_diff_that_the_module_takes_is_found_until_the_remedy_is_done(
     with dockerd(directory) as docker:
         node = node_of(docker, stack)
         assert node.run() == {("overlay-metacopy-redirect", f"{docker.root}/overlay2")}
-        command, restart, _ = node.remedy("overlay-metacopy-redirect").partition("; systemctl restart docker")
+        remedy = node.remedy("overlay-metacopy-redirect").partition("written: ")[2]
+        command, restart, _ = remedy.partition("; systemctl restart docker")
         assert restart
         run("sh", "-c", command)
         docker.quit()
@@ -513,7 +515,7 @@ def test_containers_of_containerd_and_a_task_without_its_root(stack: ExitStack, 
             point = f"{made.state}/io.containerd.runtime.v2.task/default/one/rootfs"
             run("umount", "-l", point)
             assert node.run() == {("rootfs-not-mounted", point)}
-            for command in node.remedy("rootfs-not-mounted").partition("   #")[0].split(" && "):
+            for command in node.remedy("rootfs-not-mounted").partition(": ")[2].partition("   #")[0].split(" && "):
                 made.ctr(*shlex.split(command)[1:])
             assert node.run() == set()
             made.run("two", "native", "busybox", "exec sleep 1000")

@@ -286,10 +286,9 @@ def test_a_filesystem_without_types_is_found_where_overlays_are(make: Make) -> N
     machine.run()
     assert machine.sample("ullage_filesystem_d_type_supported") == 0
     assert machine.found("overlay-no-dtype") == ["/"]
-    assert "tune2fs -O filetype /dev/vda; e2fsck -fy /dev/vda" in machine.texts("overlay-no-dtype")[1]
-    machine.edit("- ext4 /dev/vda", "- xfs /dev/vda")
-    machine.run()
-    assert "mkfs.xfs -f -n ftype=1 /dev/vda" in machine.texts("overlay-no-dtype")[1]
+    explanation, remedy = machine.texts("overlay-no-dtype")
+    assert "(overlay2) lies on / (ext4)" in explanation
+    assert "tune2fs -O filetype /dev/vda; e2fsck -fy /dev/vda" in remedy
 
 
 def test_a_filesystem_without_types_is_no_hazard_for_copies(make: Make) -> None:
@@ -486,7 +485,7 @@ def test_a_root_that_is_gone_under_a_running_container_is_found_after_a_while(ma
     assert len(lost(machine)) == 1
     explanation, remedy = machine.texts("rootfs-not-mounted")
     assert explanation.startswith("The container lost runs, but its root is not mounted at /var/lib/docker/overlay2/")
-    assert remedy == "docker stop lost; docker start lost"
+    assert remedy.endswith(": docker stop lost; docker start lost")
 
 
 def test_a_container_whose_process_is_somebody_elses_does_not_run(make: Make) -> None:
@@ -519,9 +518,8 @@ def test_a_task_of_containerd_without_its_root_is_found(make: Make) -> None:
     machine.settled()
     assert lost(machine) == ["/run/containerd/io.containerd.runtime.v2.task/default/plain/rootfs"]
     _, remedy = machine.texts("rootfs-not-mounted")
-    assert remedy.startswith(
-        "ctr --namespace default task rm --force plain && ctr --namespace default task start --detach plain"
-    )
+    command = "ctr --namespace default task rm --force plain && ctr --namespace default task start --detach plain"
+    assert command in remedy
 
 
 @pytest.mark.parametrize(
