@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from agent.errors import from_os
+from agent.errors import Failed, from_os
 
 _OPENAT2 = 437  # on every architecture
 _NO_XDEV, _NO_SYMLINKS, _BENEATH = 0x01, 0x04, 0x08  # linux/openat2.h
@@ -30,6 +30,7 @@ _LENGTH = 0xFFFF
 _DOT_MASK, _DOT = 0xFFFF000000, ord(".") << 24
 _DOTS_MASK, _DOTS = 0xFFFFFF000000, ord(".") << 24 | ord(".") << 32
 _END = (1 << 63) - 1  # the place after the last record on ext4 (EXT4_HTREE_EOF_64BIT): saves a call
+DIRECTORIES_MOST = 100_000  # in one directory
 _SEEN_MOST = 50_000  # inode numbers in a set: some 4 MiB
 _PATH = 4000  # bytes of a path that the kernel takes at once: below PATH_MAX
 
@@ -145,7 +146,10 @@ class Directories:
         return os.open(path, self._flags & ~os.O_NOATIME, dir_fd=place)
 
     def read(self, descriptor: int, inodes: Inodes) -> list[bytes]:
-        """Read an open directory: add the inodes of all that are no directories to `inodes`, return those that are."""
+        """Read an open directory: add the inodes of all that are no directories to `inodes`, return those that are.
+
+        Raises a HostError if they are more than anybody needs: their names would fill our memory.
+        """
         words, add, directories = self._words, inodes.seen.add, []
         while (size := self._getdents(descriptor, self._buffer, _BUFFER)) > 0:
             place, end, last = 0, size >> 3, 0  # in words of 8 bytes
@@ -161,6 +165,8 @@ class Directories:
                 place += (word & _LENGTH) >> 3
             if len(inodes.seen) > _SEEN_MOST:
                 inodes.spill()
+            if len(directories) > DIRECTORIES_MOST:
+                raise Failed("a directory", f"has more than {DIRECTORIES_MOST} directories in it")
             if words[last + 1] == _END:
                 break
         if size < 0:

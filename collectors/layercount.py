@@ -24,8 +24,8 @@ from agent.beneath import Directories
 from agent.errors import HostError, Vanished
 from agent.fanotify import Fanotify, Handles
 from agent.host import Host
-from collectors.layerindex import Index, Node, TooMany, Tree
-from collectors.layerwalk import Count, Walk
+from collectors.layerindex import Index, Node, Tree
+from collectors.layerwalk import Count, TooMany, Walk
 from collectors.stores import Layer
 
 SLICE = 0.01  # seconds of processor time

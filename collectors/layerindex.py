@@ -16,14 +16,10 @@ from dataclasses import dataclass, field
 from agent.beneath import Directories
 from agent.errors import from_os
 from agent.fanotify import Handles
-from collectors.layerwalk import BLOCK, GONE, SHARED_MOST, Count, IsOver, Shared, Sums, look
+from collectors.layerwalk import BLOCK, GONE, SHARED_MOST, Count, IsOver, Shared, Sums, TooMany, look
 
 UNREAD, MOUNTED = -1, -2  # instead of a directory's time
 DOUBTFUL = 1_000_000_000  # nanoseconds: a directory's time tells nothing about changes within one tick of the clock
-
-
-class TooMany(Exception):
-    """A layer has more directories than the index may hold."""
 
 
 class Node:
@@ -78,6 +74,7 @@ class Tree:
         self._sums = Sums()
         self._top = Node(self, None, b"", 0, b"")
         self._directories = 0
+        self._is_torn = False
         self._todo: dict[Node, None] = {self._top: None}
         self._check: list[Node] = []  # directories whose subdirectories' times are to be looked at
         self._new_names: set[Shared] = set()
@@ -115,7 +112,9 @@ class Tree:
                     elif self._todo:
                         node, _ = self._todo.popitem()
                         if node.above is not None or node is self._top:
+                            self._is_torn = True
                             self._read(directories, root, node)
+                            self._is_torn = False
                     if is_over() and (self._check or self._todo):
                         return False
         except OSError as error:
@@ -131,6 +130,10 @@ class Tree:
             if node.handle and self._index.by_handle.get(node.handle) is node:
                 del self._index.by_handle[node.handle]
         self._index.size -= self._directories
+        if self._is_torn:  # a reading has ended before its time: some hang on nothing
+            mine = [handle for handle, node in self._index.by_handle.items() if node.tree is self]
+            for handle in mine:
+                del self._index.by_handle[handle]
 
     def _has_doubts(self) -> bool:
         """Have all read again once if a file has a name that we have not seen: what had one name may have two now."""
@@ -207,7 +210,7 @@ class Tree:
                     self._drop(node, node.above)
                     return
                 self._name(node, handle)
-            listing = look(descriptor, found.st_dev)
+            listing = look(descriptor, found.st_dev, self._index.most)
             known, node.below = node.below or {}, None
             below = {}
             for name, inode in listing.directories.items():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.beneath import Directories, Inodes
+from agent.beneath import DIRECTORIES_MOST, Directories, Inodes
 from agent.errors import Failed, from_os
 
 BLOCK = 512  # bytes of st_blocks, man 3 stat
@@ -56,13 +56,19 @@ class Listing:
     directories: dict[bytes, int] = field(default_factory=dict)  # their inodes
 
 
-def look(descriptor: int, device: int) -> Listing:
-    """Look at every file in an open directory. One that goes meanwhile is none."""
+class TooMany(Exception):
+    """There are more directories than may be remembered."""
+
+
+def look(descriptor: int, device: int, most: int) -> Listing:
+    """Look at every file in an open directory. One that goes meanwhile is none. Raises TooMany."""
     listing = Listing()
     with os.scandir(descriptor) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 listing.directories[os.fsencode(entry.name)] = entry.inode()
+                if len(listing.directories) > most:
+                    raise TooMany
                 continue
             try:
                 found = entry.stat(follow_symlinks=False)
@@ -145,6 +151,8 @@ class Walk:
                         return None
         except OSError as error:
             raise from_os(self.path, error) from error
+        except TooMany as error:
+            raise Failed(self.path, f"has more than {DIRECTORIES_MOST} directories in one") from error
         if self._content:
             return self._sums.count()
         return Count(self._directories + len(self._inodes), None, 0, None)
@@ -178,7 +186,7 @@ class Walk:
                 continue
             try:
                 own = os.fstat(descriptor)
-                listing = look(descriptor, own.st_dev)
+                listing = look(descriptor, own.st_dev, DIRECTORIES_MOST)
             finally:
                 os.close(descriptor)
             self._sums.add(place, 1 + listing.files, listing.size + own.st_blocks * BLOCK, listing.shared.values())

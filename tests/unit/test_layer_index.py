@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from agent import beneath
 from agent.beneath import Directories
-from collectors.layerindex import Index, TooMany, Tree
-from collectors.layerwalk import Count, Walk
+from agent.errors import Failed
+from agent.fanotify import Handles
+from collectors import layerwalk
+from collectors.layerindex import Index, Tree
+from collectors.layerwalk import Count, TooMany, Walk
 from tests.unit.layertree import Churn, truth
 
 
@@ -123,10 +127,24 @@ def test_a_directory_swapped_for_a_link_counts_as_a_link(layer: Path, tmp_path: 
     assert inodes(update(tree)) == (7, 5)
 
 
-def test_more_directories_than_an_index_may_have(layer: Path) -> None:
-    tree = Tree(str(layer), "diff", Index(most=3), None)
+@pytest.mark.parametrize("has_handles", [True, False])
+def test_more_directories_than_an_index_may_have_leave_nothing_in_it(layer: Path, *, has_handles: bool) -> None:
+    index = Index(most=3)
+    tree = Tree(str(layer), "diff", index, Handles() if has_handles else None)
     with pytest.raises(TooMany):
         tree.work(Directories(), never)
+    tree.close()
+    assert (index.size, index.by_handle) == (0, {})
+
+
+def test_a_directory_of_too_many_directories_has_no_count(layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (layerwalk, beneath):
+        monkeypatch.setattr(module, "DIRECTORIES_MOST", 10)
+    for number in range(20):
+        (layer / "diff" / "usr" / str(number)).mkdir()
+    for content in ("diff", ""):
+        with pytest.raises(Failed, match="more than 10 directories"):
+            Walk(str(layer), content).work(Directories(), never)
 
 
 def test_the_content_alone_may_be_absent(tmp_path: Path) -> None:
