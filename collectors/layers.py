@@ -21,14 +21,15 @@ import msgspec
 
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS as CONTAINER
-from agent.containers import SHORT_ID, Containers
+from agent.containers import SHORT_ID, Containers, Runtimes
 from agent.dockerapi import DockerApi
-from agent.errors import Unsupported
+from agent.errors import Denied, HostError, Unsupported
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
 from agent.ranking import biggest
 from agent.units import Seconds
+from collectors.containerd_store import SNAPSHOTTER
 from collectors.dockerinfo import Connect, Informant
 from collectors.layercount import Counting
 from collectors.layerwalk import Count
@@ -164,7 +165,7 @@ class Layers:
                 told[host.resolve(info.root)] = info.driver
         stores = find(host, self.start.runtimes, {path: seen.store for path, seen in self._seen.items()}, told)
         if not stores:
-            raise Unsupported("no container storage with overlay layers is here")
+            raise Unsupported(_why_none(host, self.start.runtimes))
         self._seen = {each.path: self._seen.get(each.path) or _Seen(each) for each in stores}
         for seen in self._seen.values():
             seen.store.unknown.min_age = self.start.settings.orphan_age
@@ -297,6 +298,20 @@ class Layers:
                 who=" and ".join(who),
                 remedy=_link_remedy(store, each, {layer.name for layer in scan.layers}),
             )
+
+
+def _why_none(host: Host, runtimes: Runtimes) -> str:
+    places = [f"{root}/overlay2" for root in runtimes.docker_roots]
+    places += [f"{root}/{SNAPSHOTTER}" for root in runtimes.containerd_roots]
+    places += [f"{root}/overlay" for root in runtimes.containers_storage_roots]
+    for place in places:
+        try:
+            host.lstat(place)
+        except Denied:
+            return "container storage is for root alone, or with CAP_DAC_READ_SEARCH"
+        except HostError:
+            continue
+    return "no container storage with overlay layers is here"
 
 
 def _mounted(host: Host) -> set[str]:

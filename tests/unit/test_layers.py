@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.collector import Running, Start
+from agent.errors import Denied, Unsupported
+from agent.host import Host
 from collectors import layers
 from collectors.layers import COLLECTOR, Layers, Settings
 from tests.trees.node import Node
@@ -167,6 +169,20 @@ def test_a_node_without_layers_has_nothing_to_read(docker: Late) -> None:
     shutil.rmtree(docker.path / "var")
     assert docker.run() == {}
     assert docker.node.runner.outcome.reason == "no container storage with overlay layers is here"
+
+
+class Closed(Host):
+    """A host as somebody sees it who may not look into anything of root's."""
+
+    def lstat(self, path: str) -> os.stat_result:
+        raise Denied(path)
+
+
+def test_storage_that_is_for_root_alone_is_said_so(tmp_path: Path) -> None:
+    running = Layers(Start(Closed(rootfs=str(tmp_path)), Settings()))
+    with pytest.raises(Unsupported, match="for root alone, or with CAP_DAC_READ_SEARCH"):
+        list(running.collect(running.start.host))
+    running.close()
 
 
 @pytest.mark.parametrize("wrong", [{"cpu_budget": 0.0}, {"cpu_budget": 1.5}, {"top": 0}])
