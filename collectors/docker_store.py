@@ -205,8 +205,8 @@ class DockerStore:
             return  # the first container makes it
         for container in host.names(base):
             try:
-                found.containers[self._id(host, f"{base}/{container}/mount-id")] = container
-                found.inits.add(self._id(host, f"{base}/{container}/init-id"))
+                found.containers[self._written(host, f"{base}/{container}/mount-id")] = container
+                found.inits.add(self._written(host, f"{base}/{container}/init-id"))
             except Vanished:
                 with contextlib.suppress(Vanished):
                     found.unsettled = max(found.unsettled, host.lstat(f"{base}/{container}").st_ctime)
@@ -224,6 +224,12 @@ class DockerStore:
             found.images[layer] = f"sha256:{chain}"
             with host.skipping():
                 found.sizes[layer] = host.read_int(f"{base}/{chain}/size")
+
+    def _written(self, host: Host, path: str) -> str:
+        """Return the id in a file that Docker makes before it writes into it: an empty one is not there yet."""
+        if not host.read_start(path, 1) and self.clock() - host.lstat(path).st_ctime < STARTING:
+            raise Vanished(path)
+        return self._id(host, path)
 
     def _id(self, host: Host, path: str) -> str:
         text = host.read_start(path, _ID_MOST).decode("ascii", "replace").strip()

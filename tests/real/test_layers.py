@@ -49,7 +49,9 @@ class Node:
                 self.samples[each.metric.name, *each.labels] = each.value
             elif isinstance(each, Found):
                 self.found[each.finding.id] = each
-        assert set(self.host.errors) <= {"vanished"}  # what is removed while it is looked at
+        assert set(self.host.errors) <= {"vanished"}, [
+            str(each) for each in self.host.first_errors
+        ]  # what is removed while it is looked at
 
     def of(self, name: str, *labels: str) -> dict[str, float]:
         """Return a metric's values by the last of their labels, of the series that begin with these labels."""

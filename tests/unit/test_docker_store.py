@@ -213,6 +213,17 @@ def test_a_container_in_the_making_makes_no_orphan(machine: Machine) -> None:
     assert machine.store.signature(machine.host) == before  # what was never finished costs nothing
 
 
+def test_an_id_that_is_not_written_yet_is_no_error_and_one_that_never_is_is_one(machine: Machine) -> None:
+    container, _ = machine.tree.container("web", machine.tree.image("base"))
+    (machine.tree.layerdb / "mounts" / container / "mount-id").write_text("")
+    machine.now = time.time()
+    assert machine.scan().is_whole
+    assert machine.host.errors == {}
+    machine.now += MIN_AGE
+    assert not machine.scan().is_whole
+    assert machine.host.errors == {"malformed": 1}
+
+
 def test_before_the_first_container_there_is_no_directory_of_them(machine: Machine) -> None:
     machine.tree.image("base")
     (machine.tree.layerdb / "mounts").rmdir()
