@@ -131,6 +131,7 @@ def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None
         config_file=parsed.config_file,
         web_config_file=getattr(parsed, "web_config_file", None),
         has_lifecycle=getattr(parsed, "web_enable_lifecycle", False),
+        seals=getattr(parsed, "path_seal", False),
         switches=_switches(parsed) if switches is None else switches,
         runtimes={field: tuple(places) for field in _RUNTIME_FIELDS if (places := getattr(parsed, field)) is not None},
     )
@@ -209,6 +210,12 @@ def _add_web(parser: argparse.ArgumentParser) -> None:
         dest="web_enable_lifecycle",
         action="store_true",
         help="allow POST /-/reload",
+    )
+    parser.add_argument(
+        "--path.seal",
+        dest="path_seal",
+        action="store_true",
+        help="in a container: make all mounts but the state's read-only for the agent, also those that come later",
     )
 
 
