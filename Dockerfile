@@ -1,18 +1,38 @@
-# The agent as an image: docker build -t ullage .
-ARG BASE=python:3.11-slim-bookworm
+# The agent as an image. `make image` builds the wheel into dist/ and then this: what is shipped is what was tested.
+# Without an index: dependencies' wheels in dist/ too, and --build-arg PIP_NO_INDEX=1.
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+
 FROM ${BASE} AS build
-WORKDIR /src
-COPY requirements.lock requirements-build.lock ./
-RUN python3 -m venv /opt/ullage && /opt/ullage/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock \
-    && python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-build.lock
-COPY pyproject.toml README.md LICENSE ./
-COPY agent agent
-COPY collectors collectors
-RUN /opt/build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
-    && /opt/ullage/bin/pip install --no-cache-dir --no-deps --no-index /dist/*.whl
+ARG PIP_NO_INDEX=
+COPY requirements.lock /build/
+COPY dist/*.whl /build/dist/
+# pip and its metadata serve nobody at run time: dependencies are installed from outside the environment
+RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/ullage \
+    && pip="/build/pip/bin/pip --python /opt/ullage/bin/python install --no-cache-dir --no-deps --find-links /build/dist" \
+    && $pip --require-hashes --only-binary :all: -r /build/requirements.lock \
+    && $pip --no-index /build/dist/ullage-*.whl \
+    && install -d -o 65534 -g 65534 -m 0755 /build/state
 
 FROM ${BASE}
+ARG VERSION=
+ARG REVISION=
+ARG CREATED=
+LABEL org.opencontainers.image.title="Ullage" \
+    org.opencontainers.image.description="The node agent that tells how far container storage is from full, before it is" \
+    org.opencontainers.image.source="https://github.com/ullage/ullage" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.created="${CREATED}"
+ENV PATH="/opt/ullage/bin:${PATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 COPY --from=build /opt/ullage /opt/ullage
+# for whoever runs it without a volume; what is written there is gone with the container
+COPY --from=build --chown=65534:65534 /build/state /var/lib/ullage
+# root sees more, see docs/capabilities.md; whoever wants that says so
+USER 65534:65534
 EXPOSE 10940
-ENTRYPOINT ["/opt/ullage/bin/ullage"]
+# with another address or with TLS, give it a check of your own
+HEALTHCHECK --interval=60s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:10940/-/healthy', timeout=4)"]
+ENTRYPOINT ["ullage"]
 CMD ["run"]

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: run test check unit format fuzz bench bench-vm generate golden lock build clean help
+.PHONY: run test check unit format fuzz bench bench-vm generate golden lock build image clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,11 @@ COMPILE = $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-un
 
 build: $(VENV)/dev ## build the wheel
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+image: build ## build the image with docker, from the wheel in dist/: ARGS="--build-arg BASE=..."
+	docker build --tag ullage:$$($(BIN)/ullage --version | cut -d' ' -f2) \
+		--build-arg VERSION=$$($(BIN)/ullage --version | cut -d' ' -f2) \
+		--build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%FT%TZ) $(ARGS) .
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

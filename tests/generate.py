@@ -5,6 +5,7 @@ A test compares what it would write with what is committed.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,16 @@ def rules() -> str:
     return generate(watermarks, [collector.rules for collector in collectors.ALL if collector.rules])
 
 
+def prometheus_rule() -> str:
+    """Return the same rules as an object of the Prometheus operator."""
+    return (
+        "# Written by `make generate` from deploy/rules/ullage.rules.yml; do not edit.\n"
+        "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\n"
+        "metadata:\n  name: ullage\n  namespace: ullage\n  labels:\n    app.kubernetes.io/name: ullage\n"
+        "spec:\n" + textwrap.indent(rules().partition("\n")[2], "  ")
+    )
+
+
 def watermarks() -> str:
     """Return docs/watermarks.md."""
     return watermarks_markdown(watermark for collector in collectors.ALL for watermark in collector.watermarks)
@@ -70,6 +81,8 @@ def watermarks() -> str:
 
 FILES: dict[str, Callable[[], str]] = {
     "deploy/rules/ullage.rules.yml": rules,
+    "deploy/kubernetes/components/operator/prometheusrule.yaml": prometheus_rule,
+    "deploy/helm/ullage/files/ullage.rules.yml": rules,  # a chart reads no file outside of itself
     "docs/watermarks.md": watermarks,
     "docs/metrics.md": metrics_markdown,
     "docs/findings.md": findings_markdown,
@@ -85,7 +98,7 @@ FILES |= {
 
 def main() -> None:
     for path, make in FILES.items():
-        (ROOT / path).parent.mkdir(exist_ok=True)
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_text(make())
 
 

@@ -1,0 +1,48 @@
+"""One node with Docker and the image for all tests here: it is what takes time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.docker import Docker, docker
+from tests.deploy.tools import kustomized, pod_of
+
+TOOLS = ("dockerd", "docker", "mmdebstrap", "unshare", "nsenter", "mkfs.ext4", "mkfs.btrfs", "btrfs")
+
+
+def refuse(reason: str) -> None:
+    """Skip with the reason; in CI that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def amd64() -> None:
+    """What tools.lock names is for one architecture."""
+    if platform.machine() != "x86_64":
+        refuse("kubectl and helm are here for x86_64 only")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Docker]:
+    """Docker on a node of its own, with the image built."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing or os.geteuid() != 0:
+        refuse(f"not found: {', '.join(missing)}" if missing else "needs root")
+    with tempfile.TemporaryDirectory(prefix="ullage-deploy-") as directory, docker(Path(directory)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def spec(amd64: None) -> dict[str, Any]:  # noqa: ARG001  it may skip
+    """The pod of the shipped DaemonSet."""
+    return pod_of(kustomized("base"))
