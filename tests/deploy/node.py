@@ -27,6 +27,7 @@ for name in {own}; do
 done
 mount --bind {base}/log /var/log
 mkdir -p /var/log/pods /var/log/containers
+{more}
 mount --make-rshared /
 touch {base}/ready
 trap : TERM HUP INT
@@ -34,18 +35,47 @@ while :; do sleep 3600 & wait $!; done
 """
 
 
-class Node:
-    """The node. `directory` keeps its files; those named `own` below /var/lib are no overlay, as runtimes want."""
+# a process joins the node's cgroup in every hierarchy; cpusets of v1 begin empty
+_JOIN = """
+set -e
+for hierarchy in /sys/fs/cgroup/*/; do
+    own=${{hierarchy}}{cgroup}
+    mkdir -p $own
+    for name in cpus mems; do
+        [ ! -e $own/cpuset.$name ] || cat ${{hierarchy}}cpuset.$name > $own/cpuset.$name
+    done
+    echo $$ > $own/cgroup.procs
+done
+exec "$@"
+"""
 
-    def __init__(self, directory: Path, own: tuple[str, ...] = ("docker", "ullage")) -> None:
+
+class Node:
+    """The node. `directory` keeps its files; those named `own` below /var/lib are no overlay, as runtimes want.
+
+    `namespaces` are further ones, as options of unshare(1); with a cgroup namespace all of it runs in one cgroup.
+    `setup` is a script that is run in it first.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        own: tuple[str, ...] = ("docker", "ullage"),
+        namespaces: tuple[str, ...] = (),
+        setup: str = "",
+    ) -> None:
         self.directory = directory
         self._services: list[subprocess.Popen[bytes]] = []
+        self._namespaces = ("--mount", "--pid", *namespaces)
         self.cgroup = f"ullage-node-{os.getpid()}"
-        script = _SETUP.format(base=directory, own=" ".join(own))
-        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "shared"]
+        self._join: list[str] = []
+        if "--cgroup" in namespaces:
+            self._join = ["sh", "-c", _JOIN.format(cgroup=self.cgroup), "join"]
+        script = _SETUP.format(base=directory, own=" ".join(own), more=setup)
+        command = ["unshare", *self._namespaces, "--fork", "--kill-child", "--mount-proc", "--propagation", "shared"]
         with open(directory / "node.log", "wb") as log:
             self._process = subprocess.Popen(
-                [*command, "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self._join, *command, "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         end = time.monotonic() + WAIT
         while not (directory / "ready").exists():
@@ -58,7 +88,7 @@ class Node:
 
     def command(self, *command: str) -> list[str]:
         """Return a command as it is run inside."""
-        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--wd=/", *command]
+        return [*self._join, "nsenter", "--target", str(self.pid), *self._namespaces, "--wd=/", *command]
 
     def try_to(self, *command: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
         """Run a command inside."""
