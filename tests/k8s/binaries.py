@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.vm.cache import keep
 from tests.vm.debian import output, parse_repositories
 
-VERSION = "1.20.2"
+VERSION = "1.20.2"  # of Debian; a change of build.sh wants another name in the cache
 
 
 def binaries() -> Path:

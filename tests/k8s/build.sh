@@ -34,12 +34,13 @@ cp -r "$dir"/tools/usr/share/gocode/src/github.com/modern-go/reflect2 vendor/git
 export GOROOT=$dir/go/usr/lib/go-1.19 GOPATH=$dir/gopath GOCACHE=$dir/gocache GOTMPDIR=$dir/gotmp
 # go.mod is too old for -mod=vendor
 export GO111MODULE=off GOFLAGS='' GOPROXY=off CGO_ENABLED=0 PATH=$GOROOT/bin:$PATH
-version=k8s.io/kubernetes/vendor/k8s.io/component-base/version
-flags="-s -w -X $version.gitVersion=v1.20.2 -X $version.gitMajor=1 -X $version.gitMinor=20"
-build() {
-    go build -tags "providerless dockerless" -ldflags "$flags -X $version.gitCommit=debian -X $version.gitTreeState=clean" \
-        -o "$dir/bin/$1" "$2"
-}
+# the API server tells client-go's version, the others component-base's
+flags='-s -w'
+for package in component-base/version client-go/pkg/version; do
+    variable=k8s.io/kubernetes/vendor/k8s.io/$package
+    flags="$flags -X $variable.gitVersion=v1.20.2 -X $variable.gitMajor=1 -X $variable.gitMinor=20"
+done
+build() { go build -tags "providerless dockerless" -ldflags "$flags" -o "$dir/bin/$1" "$2"; }
 build kubelet ./cmd/kubelet
 # a generated file that the tarball lacks
 build openapi-gen ./vendor/k8s.io/kube-openapi/cmd/openapi-gen
