@@ -238,6 +238,8 @@ def losing(complete: Series, series: Series) -> set[str]:
     """Return the collectors of which some series are not there any more."""
     prefixes = {
         "ullage_filesystem_": "filesystem",
+        "ullage_layers": "layers",
+        "ullage_container_writable": "layers",
         "ullage_qgroup": "qgroup",
         "ullage_btrfs_": "qgroup",
         "ullage_container_written": "writeamp",
@@ -264,7 +266,10 @@ def test_minimal_has_no_rights_and_says_what_it_lacks(storage: Docker, amd64: No
         series = settled(made)
         reasons = made.of("ullage_collector_supported", "reason")
         assert reasons["Docker's socket and its volumes are for root alone"] == 0
-        assert {name for name, _ in refused(series)} == {"filesystem", "pagecache", "qgroup", "writeamp"}
+        assert {name for name, _ in refused(series)} == {
+            *("filesystem", "layers", "overlay", "pagecache", "qgroup", "writeamp")
+        }
+        assert reasons["container storage is for root alone, or with CAP_DAC_READ_SEARCH"] == 0
         assert made.of("ullage_qgroup_referenced_limit_bytes", "qgroup") == {"0/256": 100 * MIB}
         assert "/var/lib/btrfs" in made.of("ullage_filesystem_size_bytes", "mountpoint")
         assert set(made.python(WRITE_EVERYWHERE).splitlines()) - OWN == {"/var/lib/ullage"}
