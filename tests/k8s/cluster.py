@@ -70,6 +70,11 @@ class Cluster:
         """Run kubectl as the administrator; return what it prints."""
         return self.node.run(*self._kubectl(*arguments), stdin=stdin.encode() or None)
 
+    def helm(self, *arguments: str) -> str:
+        """Run helm as the administrator; return what it prints."""
+        config = files.kubeconfig(self._directory, "admin")
+        return self.node.run("env", f"HOME={self._directory}", tool("helm"), f"--kubeconfig={config}", *arguments)
+
     def get(self, *arguments: str) -> Any:
         """Return an object, or a list of objects, as JSON has it."""
         return json.loads(self.kubectl("get", "--output=json", *arguments))

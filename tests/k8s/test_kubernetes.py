@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.deploy.docker import Series
-from tests.deploy.tools import KUBERNETES
+from tests.deploy.test_daemonset import OWN, WRITE_EVERYWHERE
+from tests.deploy.tools import CHART, KUBERNETES
 from tests.k8s.cluster import Cluster
 from tests.k8s.conftest import BUSYBOX
 from tests.k8s.files import ADDRESS
@@ -36,13 +37,13 @@ i=10000; while :; do : > $i; i=$((i + 1)); /bin/busybox usleep 50000; done
 class Agent:
     """The DaemonSet's one pod."""
 
-    def __init__(self, kubernetes: Cluster) -> None:
-        self.kubernetes = kubernetes
+    def __init__(self, kubernetes: Cluster, namespace: str = "ullage") -> None:
+        self.kubernetes, self._namespace = kubernetes, namespace
         self.pod = self.state()
         self._url = f"http://{self.pod['status']['podIP']}:10940"
 
     def state(self) -> dict[str, Any]:
-        (found,) = self.kubernetes.get("pods", "--namespace=ullage")["items"]
+        (found,) = self.kubernetes.get("pods", f"--namespace={self._namespace}")["items"]
         pod: dict[str, Any] = found
         return pod
 
@@ -158,6 +159,21 @@ def test_a_mount_made_later_is_seen_and_its_end_too(agent: Agent) -> None:
     until(lambda: not agent.of("ullage_filesystem_size_bytes", mountpoint=mount), "its end")
 
 
+def test_nothing_of_the_node_can_be_written_but_the_state(agent: Agent) -> None:
+    kubernetes = agent.kubernetes
+    other = json.loads(pod("other", "/bin/sleep 1000", {}))
+    # a mount of its own, and writable for everybody
+    other["spec"]["volumes"].append({"name": "memory", "emptyDir": {"medium": "Memory"}})
+    other["spec"]["containers"][0]["volumeMounts"].append({"name": "memory", "mountPath": "/memory"})
+    kubernetes.kubectl("apply", "--filename=-", stdin=json.dumps(other))
+    mounts = ["--namespace=ullage", "exec", agent.pod["metadata"]["name"], "--", "cat", "/proc/self/mountinfo"]
+    until(lambda: "kubernetes.io~empty-dir/memory" in kubernetes.kubectl(*mounts), "the pod's volume is there")
+    written = set(kubernetes.kubectl(*mounts[:4], "python", "-c", WRITE_EVERYWHERE).splitlines()) - OWN
+    # the latter is the kubelet's for this pod alone, to say why it ended
+    assert written == {"/var/lib/ullage", "/dev/termination-log"}
+    kubernetes.kubectl("delete", "pod", "other", "--now")
+
+
 def test_inode_pressure_is_critical_before_the_kubelet_evicts_and_the_agent_survives(agent: Agent) -> None:
     kubernetes = agent.kubernetes
     kubernetes.kubectl("apply", "--filename=-", stdin=pod("hog", HOG, {}))
@@ -181,6 +197,17 @@ def test_inode_pressure_is_critical_before_the_kubelet_evicts_and_the_agent_surv
         lambda: agent.of("ullage_watermark_level", watermark="inodes", target="/var/lib/kubelet") == [0], "it is over"
     )
     kubernetes.kubectl("delete", "pod", "hog", "--now")
+
+
+def test_helm_installs_the_chart_and_minimal_knows_pods_by_name(agent: Agent) -> None:
+    kubernetes = agent.kubernetes
+    values = ["--set=cgroup=v1", "--set=profile=minimal", "--wait", "--timeout=100s"]
+    kubernetes.helm("install", "ullage", str(CHART), "--namespace=chart", "--create-namespace", *values)
+    made = Agent(kubernetes, "chart")
+    name = made.pod["metadata"]["name"]
+    labels = {"namespace": "chart", "pod": name, "container": "agent"}
+    until(lambda: len(made.of("ullage_container_page_cache_bytes", **labels)) == 1, "it sees itself")
+    kubernetes.helm("uninstall", "ullage", "--namespace=chart", "--wait")
 
 
 def test_the_machine_s_own_cgroups_and_mounts_are_as_before(agent: Agent) -> None:
