@@ -16,8 +16,11 @@ from pathlib import Path
 
 WAIT = 60.0  # seconds until a test gives up
 
+# nothing goes to the machine nor comes from it; what other tests have mounted on it is not this node's
 _SETUP = """
 set -e
+sed -n -E 's,^([^ ]+ ){{4}}([^ ]+) .* - (fuse[^ ]* |[^ ]+ /dev/loop).*,\\2,p' /proc/self/mountinfo | sort -r |
+    while read -r mount; do umount -l "$(printf '%b' "$mount")"; done
 mount -t tmpfs -o mode=755,size=512m tmpfs /run
 mkdir -p {base}/lib {base}/log {base}/upper {base}/work
 mount -t overlay -o lowerdir=/var/lib,upperdir={base}/upper,workdir={base}/work overlay /var/lib
@@ -72,7 +75,7 @@ class Node:
         if "--cgroup" in namespaces:
             self._join = ["sh", "-c", _JOIN.format(cgroup=self.cgroup), "join"]
         script = _SETUP.format(base=directory, own=" ".join(own), more=setup)
-        command = ["unshare", *self._namespaces, "--fork", "--kill-child", "--mount-proc", "--propagation", "shared"]
+        command = ["unshare", *self._namespaces, "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         with open(directory / "node.log", "wb") as log:
             self._process = subprocess.Popen(
                 [*self._join, *command, "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log

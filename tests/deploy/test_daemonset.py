@@ -225,7 +225,10 @@ def refused(series: Series) -> set[tuple[str, str]]:
     return {
         (dict(labels)["collector"], dict(labels)["reason"])
         for (name, labels), value in series.items()
-        if name == "ullage_collector_errors_total" and value
+        # what others mount on this machine meanwhile may be out of reach
+        if name == "ullage_collector_errors_total"
+        and value
+        and dict(labels)["reason"] not in ("unreachable", "vanished")
     }
 
 
