@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, config, log
+from agent import __version__, config, log, selfrules
 from agent.containers import Runtimes
 from agent.errors import ConfigError, UllageError
 from agent.rules import generate
@@ -89,7 +89,7 @@ def _check_config(parsed: argparse.Namespace) -> int:
 def _rules(parsed: argparse.Namespace) -> int:
     loaded = config.load(parsed.config_file, ALL, {})
     rules = loaded.rules
-    groups = [plan.collector.rules for plan in loaded.plans if plan.collector.rules]
+    groups = [*(plan.collector.rules for plan in loaded.plans if plan.collector.rules), *selfrules.GROUPS]
     text = generate(loaded.watermarks, groups, keep_firing_for=rules.keep_firing_for, runbook_url=rules.runbook_url)
     sys.stdout.write(text)
     return 0

@@ -176,6 +176,10 @@ class Pages:
         page = self._pages.get(name)
         return page is not None and self._clock() - page.made_at <= page.max_age
 
+    def is_withdrawn(self, name: str) -> bool:
+        """Return whether the name has a page that is too old to be shown."""
+        return name in self._pages and not self.is_current(name)
+
     def members(self, form: Form, *, gzip: bool) -> list[bytes]:
         """Return the whole exposition in ready parts; joined they are the body of a scrape."""
         now = self._clock()

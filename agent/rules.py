@@ -14,7 +14,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from agent.metric import LabelSet, Metric, Sum
+from agent import predictions
+from agent.metric import Metric, Sum
 from agent.units import Seconds
 from agent.watermark import Tier, Watermark, as_sum
 
@@ -29,7 +30,7 @@ groups:
 
 def alert_name(watermark: Watermark, tier: Tier) -> str:
     """Return an alert's name: `UllageFilesystemBytesCritical`."""
-    return "Ullage" + "".join(part.title() for part in (*watermark.name.split("_"), tier.name))
+    return watermark.alert + tier.name.title()
 
 
 def generate(
@@ -41,7 +42,7 @@ def generate(
 ) -> str:
     """Return the rule file as YAML: a group for each watermark, recording rules first, then one alert for each tier.
 
-    `groups` are those that collectors wrote by hand, see `agent.collector.Collector.rules`.
+    `groups` are written by hand: those of `agent.selfrules`, and of collectors (`agent.collector.Collector.rules`).
     """
     text = HEAD
     for watermark in watermarks:
@@ -82,6 +83,12 @@ def watermarks_markdown(watermarks: Iterable[Watermark]) -> str:
                 f"\nThe tier {watermark.tiers[-1].name} also holds below {low} available, until {high} are, on what "
             )
             text += f"has {watermark.reserve.minimum_size / (1 << 30):.4g} GiB or more.\n"
+        if (prediction := watermark.prediction) is not None:
+            name = predictions.alert_name(watermark)
+            text += f"\n[{name}](runbooks/{name}.md), severity {prediction.severity}, tells that it is full within "
+            text += f"{Seconds(prediction.raise_within)} by the trend of {Seconds(prediction.window)}, from "
+            text += f"{prediction.raise_from:g} on, and until full is more than {Seconds(prediction.clear_within)} "
+            text += f"away or the ratio below {prediction.clear_below:g}.\n"
     return text
 
 
@@ -99,6 +106,8 @@ def _recordings(watermark: Watermark) -> Iterator[str]:
             selector = f'watermark="{watermark.name}", tier="{tier.name}", edge="{edge}"'
             effective = _effective(watermark, "ullage_watermark_threshold_ratio", selector)
             yield _record(watermark, "threshold_ratio", effective, tier=tier.name, edge=edge)
+    if watermark.prediction is not None:
+        yield predictions.recording(watermark, watermark.prediction)
     if watermark.available is None:
         return
     last = watermark.tiers[-1].name
@@ -172,7 +181,7 @@ def _alerts(watermark: Watermark, keep_firing_for: float, runbook_url: str) -> I
             f'  ALERTS{{alertname="{name}", alertstate="firing"}}\n)'
         )
         description = (
-            f"{_words(watermark.labels)} on {{{{ $labels.instance }}}}. It fires at {tier.raise_at:.0%} and goes on "
+            f"{watermark.words} on {{{{ $labels.instance }}}}. It fires at {tier.raise_at:.0%} and goes on "
             f"until below {tier.clear_at:.0%}, unless this node has levels of its own."
         )
         yield (
@@ -184,6 +193,8 @@ def _alerts(watermark: Watermark, keep_firing_for: float, runbook_url: str) -> I
             f"    description: '{description}'\n"
             f"    runbook_url: '{runbook_url.format(alert=name)}'\n"
         )
+    if watermark.prediction is not None:
+        yield predictions.alert(watermark, watermark.prediction, keep_firing_for, runbook_url)
 
 
 def _condition(watermark: Watermark, tier: Tier, edge: str, *, has_reserve: bool) -> str:
@@ -197,7 +208,3 @@ def _condition(watermark: Watermark, tier: Tier, edge: str, *, has_reserve: bool
             f"  and {prefix}size_with_reserve_bytes\n)"
         )
     return text
-
-
-def _words(labels: LabelSet) -> str:
-    return ", ".join(f"{name} {{{{ $labels.{name} }}}}" for name in labels)

@@ -35,6 +35,11 @@ LAST_SUCCESS = Metric(
 )
 OVERDUE = Metric("ullage_collector_overdue", "Whether a run is out for longer than its deadline (1).", ("collector",))
 INTERVAL = Metric("ullage_collector_interval_seconds", "How often the collector runs.", ("collector",))
+WITHDRAWN = Metric(
+    "ullage_collector_page_withdrawn",
+    "Whether the collector's page is too old to be shown: its series are absent (1).",
+    ("collector",),
+)
 ERRORS = Metric(
     "ullage_collector_errors_total",
     "Targets that could not be read and runs that failed, by reason.",
@@ -76,8 +81,8 @@ RELOAD_TIME = Metric(
 )
 
 METRICS = (
-    *(BUILD_INFO, UP, SUPPORTED, DURATION, LAST_SUCCESS, OVERDUE, INTERVAL, ERRORS, SERIES, SERIES_BUDGET),
-    *(SERIES_DROPPED, LEVEL, THRESHOLD, RESERVE, RESERVE_MINIMUM, TRANSITIONS, FINDING),
+    *(BUILD_INFO, UP, SUPPORTED, DURATION, LAST_SUCCESS, OVERDUE, INTERVAL, WITHDRAWN, ERRORS, SERIES),
+    *(SERIES_BUDGET, SERIES_DROPPED, LEVEL, THRESHOLD, RESERVE, RESERVE_MINIMUM, TRANSITIONS, FINDING),
     *(RELOAD_SUCCESSFUL, RELOAD_TIME),
 )
 
@@ -136,6 +141,7 @@ class SelfPage:
         yield SUPPORTED(int(outcome.is_supported), name, label(outcome.reason) if not outcome.is_supported else "")
         yield OVERDUE(int(is_overdue), name)
         yield INTERVAL(plan.interval, name)
+        yield WITHDRAWN(int(self._pages.is_withdrawn(name)), name)
         yield SERIES(outcome.series, name)
         yield SERIES_BUDGET(plan.series_budget, name)
         yield SERIES_DROPPED(outcome.dropped, name)

@@ -62,6 +62,31 @@ class Reserve:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """A warning before a target is full, by its trend; seconds, and ratios from which on a trend matters at all.
+
+    It is raised `raise_within` seconds before, and cleared once full is more than `clear_within` away. `window` is what
+    the trend is taken of; a jump within it is none, so it must have grown in both of the last two `recent`. Raises
+    ValueError unless there is a band.
+    """
+
+    window: float = 3600.0
+    recent: float = 900.0
+    raise_within: float = 4 * 3600.0
+    clear_within: float = 8 * 3600.0
+    raise_from: float = 0.50
+    clear_below: float = 0.45
+    hold: float = 240.0
+    severity: Severity = "warning"
+
+    def __post_init__(self) -> None:
+        """Refuse a prediction without a band."""
+        if not (0 < self.raise_within < self.clear_within and 0 < self.clear_below < self.raise_from < 1):
+            message = f"expected 0 < raise_within < clear_within and 0 < clear_below < raise_from < 1, got {self}"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
 class Override:
     """Other tiers (and reserve) for the targets whose name matches the shell pattern `target`."""
 
@@ -77,7 +102,8 @@ class Watermark:
     Without a `size`, `used` is the ratio itself, as some kernels and drives tell no more.
 
     `target` names the labels that together name one target; `available` is the metric that a reserve is compared with.
-    All metrics carry the same labels. Raises ValueError unless tiers are in rising order.
+    `prediction` is for what fills up by itself. All metrics carry the same labels. Raises ValueError unless tiers
+    are in rising order.
     """
 
     name: str
@@ -90,6 +116,7 @@ class Watermark:
     available: Metric | None = None
     reserve: Reserve | None = None
     overrides: tuple[Override, ...] = ()
+    prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         """Refuse tiers out of order, and a reserve with nothing to compare."""
@@ -104,6 +131,16 @@ class Watermark:
     def labels(self) -> LabelSet:
         """The labels of the metrics that this watermark compares."""
         return self.metrics[0].labels
+
+    @property
+    def alert(self) -> str:
+        """What the names of its alerts begin with: `UllageFilesystemBytes`."""
+        return "Ullage" + "".join(part.title() for part in self.name.split("_"))
+
+    @property
+    def words(self) -> str:
+        """The labels of a target in an alert's description."""
+        return ", ".join(f"{name} {{{{ $labels.{name} }}}}" for name in self.labels)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

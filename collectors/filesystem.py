@@ -27,7 +27,7 @@ from agent.collector import Collector, Start, Yield
 from agent.errors import HostError, Malformed, Stuck, Unreachable
 from agent.host import Host, Space
 from agent.metric import Family, LabelSet, Metric, label
-from agent.watermark import Reserve, Tier, Watermark
+from agent.watermark import Prediction, Reserve, Tier, Watermark
 from collectors.readers.mountinfo import Mount, by_device, carrying, one_per_device, parse, visible
 
 GIB = 1 << 30
@@ -91,6 +91,7 @@ INODES = Watermark(
     size=FILES,
     target=("mountpoint",),
     tiers=TIERS,
+    prediction=Prediction(),
     where=(READONLY, 0.0),
 )
 BYTES = Watermark(
@@ -100,6 +101,7 @@ BYTES = Watermark(
     size=SIZE - FREE + AVAILABLE,
     target=("mountpoint",),
     tiers=TIERS,
+    prediction=Prediction(),
     where=(READONLY, 0.0),
     available=AVAILABLE,
     reserve=Reserve.of(10 * GIB, TIERS),

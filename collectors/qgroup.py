@@ -28,7 +28,7 @@ from agent.errors import Malformed, Stuck, Unreachable, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
-from agent.watermark import Reading, Tier, Watermark, step
+from agent.watermark import Prediction, Reading, Tier, Watermark, step
 from collectors.readers import btrfs
 from collectors.readers.mountinfo import Mount, carrying, parse, visible
 
@@ -106,6 +106,7 @@ QGROUP_REFERENCED = Watermark(
     size=REFERENCED_LIMIT,
     target=("uuid", "qgroup"),
     tiers=TIERS,
+    prediction=Prediction(),
 )
 QGROUP_EXCLUSIVE = Watermark(
     name="qgroup_exclusive",
@@ -114,6 +115,7 @@ QGROUP_EXCLUSIVE = Watermark(
     size=EXCLUSIVE_LIMIT,
     target=("uuid", "qgroup"),
     tiers=TIERS,
+    prediction=Prediction(),
 )
 
 IS_INCONSISTENT = Finding(

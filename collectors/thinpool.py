@@ -25,7 +25,7 @@ from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
 from agent.finding import Finding
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
-from agent.watermark import Tier, Watermark
+from agent.watermark import Prediction, Tier, Watermark
 from collectors.readers import dm
 from collectors.readers.mountinfo import parse
 
@@ -92,6 +92,7 @@ THIN_METADATA = Watermark(
     used=METADATA_USED,
     size=METADATA,
     target=POOL,
+    prediction=Prediction(),
     tiers=(
         Tier("warning", "warning", 0.65, 0.60, hold=120.0),
         Tier("high", "warning", 0.80, 0.75, hold=60.0),
@@ -104,6 +105,7 @@ THIN_DATA = Watermark(
     used=DATA_USED,
     size=DATA,
     target=POOL,
+    prediction=Prediction(),
     tiers=(
         Tier("warning", "warning", 0.80, 0.75, hold=120.0),
         Tier("critical", "critical", 0.95, 0.90, hold=30.0),

@@ -304,12 +304,17 @@ def read_only_case(watermark: Watermark, values: Values) -> dict[str, Any]:
     }
 
 
-def cases(watermark: Watermark) -> str:
-    """Return the test file of one watermark."""
+def cases(watermark: Watermark, trends: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the test file of one watermark, with the cases of its prediction if it has one."""
     values = VALUES[watermark.name]
     tests = [case for tier in watermark.tiers for case in tier_cases(watermark, tier, values)]
     tests += [read_only_case(watermark, values)] if watermark.where is not None else []
     tests += [reserve_case(watermark)] if watermark.reserve is not None else []
-    body = {"rule_files": ["../ullage.rules.yml"], "evaluation_interval": "1m", "tests": tests}
+    return file_of([*tests, *trends])
+
+
+def file_of(tests: Sequence[Mapping[str, Any]]) -> str:
+    """Return a file for `promtool test rules`."""
+    body = {"rule_files": ["../ullage.rules.yml"], "evaluation_interval": "1m", "tests": list(tests)}
     text: str = yaml.safe_dump(body, sort_keys=False, width=1_000_000)
     return "# Written by `make generate`; do not edit. Run: promtool test rules deploy/rules/tests/*.yml\n" + text

@@ -162,12 +162,17 @@ def test_a_page_over_its_age_is_withdrawn_and_comes_back() -> None:
     pages.put("x", make_page(Renderer(), families, 0.0, 30.0))
     assert pages.is_current("x")
     assert b"ullage_x 1\n" in b"".join(pages.members("text", gzip=False))
+    assert not pages.is_withdrawn("x")
     now[0] = 30.1
     assert not pages.is_current("x")
+    assert pages.is_withdrawn("x")
     assert b"".join(pages.members("text", gzip=False)) == b""
     assert gzip.decompress(b"".join(pages.members("openmetrics", gzip=True))) == b"# EOF\n"
     pages.put("x", make_page(Renderer(), families, 30.0, 30.0))
     assert pages.is_current("x")
+    assert not pages.is_withdrawn("x")
+    pages.drop("x")
+    assert not pages.is_withdrawn("x")
 
 
 def test_empty_families_leave_no_header() -> None:

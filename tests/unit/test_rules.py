@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +13,81 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import collectors
+from agent.config import HOLD_MOST
 from agent.metric import Metric
-from agent.rules import alert_name, generate
+from agent.rules import KEEP_FIRING_FOR, alert_name, generate
+from agent.units import Seconds
 from agent.watermark import Reading, Reserve, Tier, Watermark, step
 from collectors import filesystem
 from tests.generate import ROOT
+from tests.prometheus import installed, newest
 from tests.promtool_cases import Node, levels, sample_series, threshold_series
+from tests.unit.test_contract import trees
 
-PROMTOOL = os.environ.get("PROMTOOL", "promtool")
 WATERMARKS = tuple(watermark for collector in collectors.ALL for watermark in collector.watermarks)
 RULES = ROOT / "deploy" / "rules"
+GROUPS = yaml.safe_load((RULES / "ullage.rules.yml").read_text())["groups"]
+ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
 GIB = 1 << 30
 SIZE = 100 * GIB
-
-pytestmark = pytest.mark.skipif(
-    shutil.which(PROMTOOL) is None and os.environ.get("CI") != "true", reason="promtool is not installed"
+VERSIONS = pytest.mark.parametrize(
+    "find", [installed, pytest.param(newest, marks=pytest.mark.slow)], ids=["installed", "newest"]
 )
 
 
-def promtool(*arguments: str) -> str:
+def promtool(*arguments: str, find: Callable[[str], str] = installed) -> str:
     """Run promtool; return what it has to complain about, nothing when it is content."""
-    done = subprocess.run([PROMTOOL, *arguments], check=False, capture_output=True, text=True)
+    done = subprocess.run([find("promtool"), *arguments], check=False, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def test_the_rules_are_valid() -> None:
-    assert promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES / "ullage.rules.yml")) == ""
+@VERSIONS
+def test_the_rules_are_valid(find: Callable[[str], str]) -> None:
+    assert promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES / "ullage.rules.yml"), find=find) == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*(watermark.name for watermark in WATERMARKS), "write_amplification"])
-def test_every_case_of_a_group_holds(name: str, tmp_path: Path) -> None:
-    groups = yaml.safe_load((RULES / "ullage.rules.yml").read_text())["groups"]
-    (group,) = [each for each in groups if each["name"] == f"ullage-{name.replace('_', '-')}"]
+@VERSIONS
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group["name"])
+def test_every_case_of_a_group_holds(group: dict[str, Any], find: Callable[[str], str], tmp_path: Path) -> None:
     # its own group alone: promtool evaluates every rule of a file for each minute of each case
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [group]}))
+    name = group["name"].removeprefix("ullage-").replace("-", "_")
     cases = yaml.safe_load((RULES / "tests" / f"{name}.yml").read_text())
     assert cases["rule_files"] == ["../ullage.rules.yml"]
     (tmp_path / "cases.yml").write_text(yaml.safe_dump(cases | {"rule_files": ["rules.yml"]}, sort_keys=False))
-    assert promtool("test", "rules", str(tmp_path / "cases.yml")) == ""
+    assert promtool("test", "rules", str(tmp_path / "cases.yml"), find=find) == ""
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_has_a_severity_words_and_a_runbook(name: str) -> None:
+    alert = ALERTS[name]
+    assert alert["labels"]["severity"] in {"info", "warning", "critical"}
+    assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+    page = alert["annotations"]["runbook_url"].rpartition("/")[2].partition("#")[0]
+    assert page == f"{name}.md"
+    text = (ROOT / "docs" / "runbooks" / page).read_text()
+    assert f"# {name}\n" in text
+    for heading in ("Meaning", "Impact", "Diagnosis", "Mitigation"):
+        _, _, section = text.partition(f"\n## {heading}\n")
+        assert len(section.partition("\n## ")[0].strip()) > 40, heading
+
+
+def test_every_runbook_is_that_of_an_alert() -> None:
+    assert {path.stem for path in (ROOT / "docs" / "runbooks").iterdir()} == set(ALERTS)
+
+
+def test_every_alert_goes_on_while_what_it_is_about_comes_and_goes() -> None:
+    for name, alert in ALERTS.items():
+        assert alert["keep_firing_for"] == str(Seconds(KEEP_FIRING_FOR)), name
+        assert Seconds.parse(alert["for"]) <= HOLD_MOST, name
 
 
 @pytest.mark.parametrize("watermark", WATERMARKS, ids=lambda watermark: watermark.name)
-def test_every_alert_has_a_severity_words_and_a_runbook(watermark: Watermark) -> None:
-    groups = yaml.safe_load((RULES / "ullage.rules.yml").read_text())["groups"]
-    alerts = {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+def test_every_tier_has_its_alert(watermark: Watermark) -> None:
     for tier in watermark.tiers:
-        alert = alerts[alert_name(watermark, tier)]
-        assert alert["labels"]["severity"] == tier.severity
-        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
-        runbook = ROOT / "docs" / "runbooks" / alert["annotations"]["runbook_url"].rpartition("/")[2]
-        text = runbook.read_text()
-        for heading in ("Meaning", "Impact", "Diagnosis", "Mitigation"):
-            _, _, section = text.partition(f"\n## {heading}\n")
-            assert len(section.partition("\n## ")[0].strip()) > 40, (runbook.name, heading)
+        labels = ALERTS[alert_name(watermark, tier)]["labels"]
+        assert labels == {"severity": tier.severity, "tier": tier.name, "watermark": watermark.name}
 
 
 def test_a_cleared_or_missing_target_never_breaks_a_rule(tmp_path: Path) -> None:
@@ -153,3 +172,42 @@ def test_promql_and_the_step_function_agree_at_every_step(
         for (alert, minute), targets in firing.items()
     ]
     assert run(directory, [{"interval": "1m", "input_series": series, "promql_expr_test": checks}]) == ""
+
+
+def scraped() -> list[dict[str, str]]:
+    """Return whole scrapes as input series: each tree of each collector with the agent's own page, as instances."""
+    series = []
+    for collector in collectors.ALL:
+        for tree in trees(collector):
+            own = [line for line in AGENT_PAGE.format(collector=collector.name).splitlines() if line]
+            instance = f"{collector.name}/{tree.name}"
+            for watermark in collector.watermarks:
+                series += threshold_series(watermark, Node(instance, levels(watermark.tiers), {}), 10)
+            # promtool's notation takes U+FFFD for bytes that are no UTF-8
+            text = (tree / "expected.prom").read_text().replace("\ufffd", "?")
+            lines = [line for line in text.split("\n") if line and line[:1] != "#"]
+            for line in own + lines:
+                name, _, value = line.rpartition(" ")
+                name, _, labels = name.rstrip("}").partition("{")
+                labels = ",".join(filter(None, [f'instance="{instance}"', 'job="ullage"', labels]))
+                series.append({"series": f"{name}{{{labels}}}", "values": f"{value}x10"})
+    return series
+
+
+AGENT_PAGE = """
+up 1
+ullage_build_info{{version="1",python="3"}} 1
+ullage_config_last_reload_successful 1
+ullage_collector_up{{collector="{collector}"}} 1
+ullage_collector_overdue{{collector="{collector}"}} 0
+ullage_collector_page_withdrawn{{collector="{collector}"}} 0
+ullage_collector_series_dropped_total{{collector="{collector}"}} 0
+ullage_finding{{finding="x",severity="warning",target="/"}} 1
+"""
+
+
+def test_no_rule_fails_on_a_whole_golden_scrape(tmp_path: Path) -> None:
+    (tmp_path / "rules.yml").write_text((RULES / "ullage.rules.yml").read_text())
+    number = sum(len(trees(collector)) for collector in collectors.ALL)
+    check = {"expr": "count(up)", "eval_time": "9m", "exp_samples": [{"labels": "{}", "value": number}]}
+    assert run(tmp_path, [{"interval": "1m", "input_series": scraped(), "promql_expr_test": [check]}]) == ""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.metric import Family, Metric
-from agent.watermark import Evaluator, Override, Reading, Reserve, Tier, Watermark, step
+from agent.watermark import Evaluator, Override, Prediction, Reading, Reserve, Tier, Watermark, step
 
 GIB = 1 << 30
 WARNING = Tier("warning", "warning", 0.80, 0.75)
@@ -77,6 +79,20 @@ def test_a_reserve_is_never_crossed_before_the_first_tier(size: int, first: floa
 def test_a_tier_without_a_band_is_refused(up: float, down: float) -> None:
     with pytest.raises(ValueError, match="expected 0 < clear < raise <= 1"):
         Tier("warning", "warning", up, down)
+
+
+@pytest.mark.parametrize(
+    "make_it",
+    [
+        lambda: Prediction(raise_within=8 * 3600.0),
+        lambda: Prediction(raise_within=0.0),
+        lambda: Prediction(clear_below=0.5),
+        lambda: Prediction(raise_from=1.0),
+    ],
+)
+def test_a_prediction_without_a_band_is_refused(make_it: Callable[[], Prediction]) -> None:
+    with pytest.raises(ValueError, match="expected 0 < raise_within < clear_within"):
+        make_it()
 
 
 def make(**changes: object) -> Watermark:

@@ -1,4 +1,4 @@
-"""Packages of Debian's backports, downloaded with lists of our own and unpacked: never installed."""
+"""Packages of another suite of Debian's, downloaded with lists of our own and unpacked: never installed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _COMPLAINT = 2000  # characters: a compiler has much to say, and the cause last
 
 
 class Archive:
-    """The suite as one repository has it. `scratch` is an empty directory for apt's files and the packages."""
+    """A suite as one repository has it. `scratch` is an empty directory for apt's files and the packages."""
 
-    def __init__(self, repository: str, scratch: Path) -> None:
+    def __init__(self, repository: str, scratch: Path, suite: str = SUITE) -> None:
         self._scratch = scratch
+        self._suite = suite
         sources = scratch / "sources.list"
-        sources.write_text(f"deb [signed-by={_KEYRING}] {repository} {SUITE} main contrib\n")
+        sources.write_text(f"deb [signed-by={_KEYRING}] {repository} {suite} main contrib\n")
         for directory in ("lists/partial", "cache/archives/partial"):
             (scratch / directory).mkdir(parents=True)
         self._private = [
@@ -44,7 +45,7 @@ class Archive:
     def download(self, packages: Iterable[str]) -> list[Path]:
         """Return the packages' files, below `scratch`, in no order."""
         directory = Path(tempfile.mkdtemp(dir=self._scratch))
-        wanted = [f"{package}/{SUITE}" for package in packages]
+        wanted = [f"{package}/{self._suite}" for package in packages]
         output("apt-get", *self._private, "download", *wanted, cwd=directory)
         return list(directory.glob("*.deb"))
 
@@ -65,13 +66,13 @@ def parse_dependencies(text: str) -> list[str]:
     return re.findall(r"^ [ |]Depends: (\S+)", text, re.MULTILINE)
 
 
-def from_archive(fetch: Callable[[Archive], None]) -> None:
+def from_archive(fetch: Callable[[Archive], None], suite: str = SUITE) -> None:
     """Call `fetch` with the archive of each mirror that this machine already uses, until one has what it wants."""
     refusals = []
     for repository in parse_repositories(output("apt-get", "update", "--print-uris")):
         with tempfile.TemporaryDirectory(prefix="ullage-apt-") as scratch:
             try:
-                fetch(Archive(repository, Path(scratch)))
+                fetch(Archive(repository, Path(scratch), suite))
             except Unavailable as error:
                 refusals.append(str(error))
             else:
