@@ -10,6 +10,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,10 +132,15 @@ class Receiver:
 
 
 class Stack:
-    """Agent, Prometheus, Alertmanager and receiver, wired together."""
+    """Agent, Prometheus, Alertmanager and receiver, wired together.
 
-    def __init__(self, directory: Path, config: str) -> None:
+    `alertmanager` is another configuration than one that tells the receiver of everything. With `is_hurried` no alert
+    waits for longer than a second.
+    """
+
+    def __init__(self, directory: Path, config: str, alertmanager: str = "", *, is_hurried: bool = False) -> None:
         self.directory = directory
+        self._is_hurried = is_hurried
         self.receiver = Receiver()
         self._agent_port, prometheus_port, alertmanager_port = free_port(), free_port(), free_port()
         self.url = f"http://127.0.0.1:{prometheus_port}"
@@ -142,7 +148,7 @@ class Stack:
         (directory / "ullage.yml").write_text(config)
         (directory / "rules.yml").write_bytes(self._rules())
         (directory / "prometheus.yml").write_text(self._prometheus_config(alertmanager_port))
-        (directory / "alertmanager.yml").write_text(self._alertmanager_config())
+        (directory / "alertmanager.yml").write_text(alertmanager or self._alertmanager_config())
         python = [sys.executable, "-m", "agent"]
         self.agent = Program(
             "agent",
@@ -175,7 +181,8 @@ class Stack:
 
     def _rules(self) -> bytes:
         command = [sys.executable, "-m", "agent", "rules", f"--config.file={self.directory}/ullage.yml"]
-        return subprocess.run(command, check=True, capture_output=True).stdout
+        rules = subprocess.run(command, check=True, capture_output=True).stdout
+        return re.sub(rb"(?m)^( +for:) .*$", rb"\1 1s", rules) if self._is_hurried else rules
 
     def _prometheus_config(self, alertmanager_port: int) -> str:
         return f"""
@@ -242,9 +249,9 @@ def binary(variable: str, default: str) -> str:
 
 
 @contextlib.contextmanager
-def stack(directory: Path, config: str) -> Iterator[Stack]:
+def stack(directory: Path, config: str, alertmanager: str = "", *, is_hurried: bool = False) -> Iterator[Stack]:
     """Run everything for the time of a block."""
-    made = Stack(directory, config)
+    made = Stack(directory, config, alertmanager, is_hurried=is_hurried)
     try:
         made.start()
         yield made

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.inodes import Inodes
 from tests.e2e.stack import seen, stack, until
 
 CONFIG = """
@@ -19,27 +19,6 @@ watermarks:
 rules: {{keep_firing_for: 4s}}
 """
 WARNING, CRITICAL = "UllageInodesWarning", "UllageInodesCritical"
-
-
-class Inodes:
-    """Files on a filesystem, so many that its inodes are used to a wanted ratio."""
-
-    def __init__(self, mount: Path) -> None:
-        self._directory = mount / "files"
-        self._directory.mkdir()
-        self._mount = mount
-        self._count = 0
-
-    def fill(self, ratio: float) -> None:
-        space = os.statvfs(self._mount)
-        used_by_others = space.f_files - space.f_ffree - self._count
-        wanted = round(space.f_files * ratio) - used_by_others
-        while self._count < wanted:
-            (self._directory / str(self._count)).touch()
-            self._count += 1
-        while self._count > wanted:
-            self._count -= 1
-            (self._directory / str(self._count)).unlink()
 
 
 @pytest.mark.e2e
