@@ -44,7 +44,7 @@ bench: $(VENV)/dev ## measure against others, as ratios of CPU time within one r
 bench-vm: $(VENV)/dev ## the sweep of cgroups, on cgroup v2 in the lab's virtual machine
 	$(BIN)/python -m tests.vm.bench cgroups
 
-generate: $(VENV)/dev ## write the generated files: rules, their tests, documentation
+generate: $(VENV)/dev ## write the generated files: rules, their tests, dashboards, documentation
 	$(BIN)/python -m tests.generate
 
 golden: $(VENV)/dev ## write what the recorded trees give; the diff is the review

@@ -1,4 +1,4 @@
-"""Writes the generated files: rules, documentation of metrics, watermarks and findings. `make generate` runs it.
+"""Writes what is generated: rules, dashboards, documentation of metrics, watermarks and findings. `make generate`.
 
 A test compares what it would write with what is committed.
 """
@@ -16,6 +16,7 @@ from agent.finding import Finding, Severity
 from agent.metric import Metric
 from agent.rules import generate, watermarks_markdown
 from agent.watermark import Watermark
+from dashboards.generate import DASHBOARDS
 from tests.promtool_agent_cases import agent_cases, finding_cases
 from tests.promtool_cases import VALUES, cases
 from tests.promtool_trends import trend_cases
@@ -124,6 +125,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/watermarks.md": watermarks,
     "docs/metrics.md": metrics_markdown,
     "docs/findings.md": findings_markdown,
+    **{f"dashboards/{name}.json": dashboard.json for name, dashboard in DASHBOARDS.items()},
     "deploy/rules/tests/agent.yml": agent_cases,
     "deploy/rules/tests/findings.yml": finding_cases,
 }

@@ -1,0 +1,140 @@
+"""The dashboards: as the SDK's types and Grafana's grid want them, and of series that there are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from dashboards.generate import DASHBOARDS
+from tests.generate import ROOT
+from tests.promql import complaints, declared
+
+TEXTS = {name: (ROOT / "dashboards" / f"{name}.json").read_text() for name in DASHBOARDS}
+LOADED: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in TEXTS.items()}
+EACH = pytest.mark.parametrize("name", DASHBOARDS)
+OURS_ONLY = ("step", "titleFormat", "textFormat")  # of an annotation; Grafana has them, the SDK's type has not
+
+
+def panels(name: str) -> list[dict[str, Any]]:
+    return [panel for panel in LOADED[name]["panels"] if panel["type"] != "row"]
+
+
+@EACH
+def test_it_is_what_the_sdk_makes_of_it(name: str) -> None:
+    register_default_plugins()
+    expected = json.loads(TEXTS[name])
+    for annotation in expected["annotations"]["list"]:
+        for key in OURS_ONLY:
+            del annotation[key]
+    decoded = Dashboard.from_json(json.loads(TEXTS[name]))
+    assert json.loads(json.dumps(decoded, cls=JSONEncoder)) == expected
+
+
+@EACH
+def test_no_panel_lies_over_another_or_outside_the_grid(name: str) -> None:
+    places = [(panel["title"], panel["gridPos"]) for panel in LOADED[name]["panels"]]
+    for title, place in places:
+        assert place["x"] >= 0, title
+        assert place["x"] + place["w"] <= 24, title
+    for (title, one), (other_title, other) in itertools.combinations(places, 2):
+        is_beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        is_above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert is_beside or is_above, (title, other_title)
+
+
+@EACH
+def test_every_panel_says_what_it_is(name: str) -> None:
+    numbers = [panel["id"] for panel in LOADED[name]["panels"]]
+    assert len(numbers) == len(set(numbers))
+    titles = [panel["title"] for panel in panels(name)]
+    assert len(titles) == len(set(titles))
+    for panel in panels(name):
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
+        assert panel["targets"], panel["title"]
+
+
+@EACH
+def test_every_expression_parses_and_names_what_is_declared(name: str) -> None:
+    for panel in panels(name):
+        for target in panel["targets"]:
+            assert complaints(target["expr"], target["legendFormat"]) == [], (panel["title"], target["expr"])
+    for annotation in LOADED[name]["annotations"]["list"]:
+        assert complaints(annotation["expr"], annotation["titleFormat"] + annotation["textFormat"]) == []
+
+
+@EACH
+def test_every_series_is_restricted_by_the_variables_that_there_are(name: str) -> None:
+    variables = {variable["name"] for variable in LOADED[name]["templating"]["list"]} - {"datasource"}
+    assert {"cluster", "job"} <= variables
+    for panel in panels(name):
+        for target in panel["targets"]:
+            series = len(re.findall(r"(?<![\w:])(?:ullage[_:]|up\b|ALERTS|process_|scrape_)", target["expr"]))
+            for variable in variables:
+                left_out = target["expr"].count("ullage_watermark_") if variable == "namespace" else 0
+                assert target["expr"].count(f'=~"${variable}"') == series - left_out, (panel["title"], variable)
+            assert set(re.findall(r'=~"\$(\w+)"', target["expr"])) <= variables, panel["title"]
+    for variable in LOADED[name]["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]  # no match fails the test
+            assert complaints(metric) == []
+            assert label in declared()[metric.partition("{")[0]] | {"cluster", "job", "instance"}
+
+
+@EACH
+def test_every_link_leads_somewhere(name: str) -> None:
+    uids = {dashboard["uid"] for dashboard in LOADED.values()}
+    links = re.findall(r'"url": "([^"]+)"', TEXTS[name])
+    assert links
+    for link in links:
+        board = re.match(r"/d/([\w-]+)\?var-node=\$\{__value\.raw\}$", link)
+        if board is not None:
+            assert board[1] in uids
+            continue
+        page = re.match(
+            r"https://github\.com/ullage/ullage/blob/main/(docs/[^#$]+?)/?(?:#?\$\{__value\.raw\}(?:\.md)?)?$", link
+        )
+        assert page is not None, link
+        assert (ROOT / page[1]).exists(), link
+
+
+def test_every_dashboard_has_an_address_of_its_own() -> None:
+    assert len({dashboard["uid"] for dashboard in LOADED.values()}) == len(LOADED)
+    assert all(len(dashboard["uid"]) <= 40 for dashboard in LOADED.values())
+
+
+def test_every_metric_of_a_watermark_is_shown_against_its_thresholds() -> None:
+    shown = "".join(TEXTS.values())
+    for name in ("inodes", "filesystem_bytes", "qgroup_referenced", "qgroup_exclusive", "thin_metadata", "thin_data"):
+        for edge in ("raise", "clear"):
+            assert f'watermark=\\"{name}\\", tier=\\"critical\\", edge=\\"{edge}\\"' in shown
+
+
+def rules() -> list[tuple[str, str]]:
+    groups = yaml.safe_load((ROOT / "deploy" / "rules" / "ullage.rules.yml").read_text())["groups"]
+    return [(rule.get("alert") or rule["record"], rule["expr"]) for group in groups for rule in group["rules"]]
+
+
+def test_every_rule_parses_and_names_what_is_declared() -> None:
+    for name, expression in rules():
+        assert complaints(expression) == [], name
+
+
+def test_what_is_not_declared_is_complained_of() -> None:
+    assert complaints("ullage_walks") == ["ullage_walks is not declared"]
+    assert complaints('ullage_filesystem_files{pool="x"}') == ["ullage_filesystem_files has no label pool"]
+    assert complaints("sum by (pool) (ullage_filesystem_files)") == ["no series has the label pool"]
+    assert complaints("ullage_filesystem_files", "{{pool}}") == ["no series has the label pool"]
+    assert complaints('rate(ullage_drop_caches_total{color="x"}[5m])') == [
+        "ullage_drop_caches_total has no label color"
+    ]
+    assert complaints("sum(ullage_filesystem_files")[0].startswith("does not parse")
