@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.e2e.loops import mounted
 
 TOOLS = ("prometheus", "prometheus-alertmanager", "mkfs.ext4", "mkfs.btrfs", "btrfs", "losetup")
 
@@ -37,23 +37,3 @@ def btrfs(tmp_path: Path) -> Iterator[Path]:
     """A btrfs of 400 MiB on a loop device of its own."""
     with mounted(tmp_path / "btrfs", 400, "mkfs.btrfs", "-q") as mount:
         yield mount
-
-
-@contextlib.contextmanager
-def mounted(mount: Path, size: int, *make: str) -> Iterator[Path]:
-    """Have a filesystem of so many MiB mounted for the time of a block."""
-    image = mount.with_suffix(".img")
-    mount.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(size << 20)
-    subprocess.run([*make, str(image)], check=True)
-    command = ["losetup", "--find", "--show", str(image)]
-    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        subprocess.run(["mount", device, str(mount)], check=True)
-        try:
-            yield mount
-        finally:
-            subprocess.run(["umount", str(mount)], check=True)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)

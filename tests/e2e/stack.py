@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class Program:
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # in a session of its own: a terminal's Ctrl-C is for who started us
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             until(self._is_ready, f"{self.name} is ready")
         except AssertionError as error:
@@ -135,15 +138,25 @@ class Stack:
     """Agent, Prometheus, Alertmanager and receiver, wired together.
 
     `alertmanager` is another configuration than one that tells the receiver of everything. With `is_hurried` no alert
-    waits for longer than a second.
+    waits for longer than a second. `others` are more targets: their `host:port` by the name of the node.
     """
 
-    def __init__(self, directory: Path, config: str, alertmanager: str = "", *, is_hurried: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: str,
+        alertmanager: str = "",
+        *,
+        is_hurried: bool = False,
+        others: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self._is_hurried = is_hurried
+        self._others = others or {}
         self.receiver = Receiver()
         self._agent_port, prometheus_port, alertmanager_port = free_port(), free_port(), free_port()
         self.url = f"http://127.0.0.1:{prometheus_port}"
+        self.alertmanager_url = f"http://127.0.0.1:{alertmanager_port}"
         self.agent_url = f"http://127.0.0.1:{self._agent_port}"
         (directory / "ullage.yml").write_text(config)
         (directory / "rules.yml").write_bytes(self._rules())
@@ -176,7 +189,7 @@ class Stack:
                 *(f"--config.file={directory}/alertmanager.yml", f"--storage.path={directory}/alertmanager"),
                 f"--web.listen-address=127.0.0.1:{alertmanager_port}",
             ],
-            f"http://127.0.0.1:{alertmanager_port}/-/ready",
+            f"{self.alertmanager_url}/-/ready",
         )
 
     def _rules(self) -> bytes:
@@ -185,6 +198,10 @@ class Stack:
         return re.sub(rb"(?m)^( +for:) .*$", rb"\1 1s", rules) if self._is_hurried else rules
 
     def _prometheus_config(self, alertmanager_port: int) -> str:
+        nodes = {"node-1": f"127.0.0.1:{self._agent_port}", **self._others}
+        targets = ", ".join(
+            f'{{targets: ["{address}"], labels: {{node: {name}, instance: {name}}}}}' for name, address in nodes.items()
+        )
         return f"""
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
 rule_files: ["{self.directory}/rules.yml"]
@@ -192,7 +209,7 @@ alerting: {{alertmanagers: [{{static_configs: [{{targets: ["127.0.0.1:{alertmana
 scrape_configs:
   - job_name: ullage
     honor_labels: true
-    static_configs: [{{targets: ["127.0.0.1:{self._agent_port}"], labels: {{node: node-1}}}}]
+    static_configs: [{targets}]
 """
 
     def _alertmanager_config(self) -> str:
@@ -249,9 +266,9 @@ def binary(variable: str, default: str) -> str:
 
 
 @contextlib.contextmanager
-def stack(directory: Path, config: str, alertmanager: str = "", *, is_hurried: bool = False) -> Iterator[Stack]:
-    """Run everything for the time of a block."""
-    made = Stack(directory, config, alertmanager, is_hurried=is_hurried)
+def stack(directory: Path, config: str, alertmanager: str = "", **options: Any) -> Iterator[Stack]:
+    """Run everything for the time of a block; the options are those of Stack."""
+    made = Stack(directory, config, alertmanager, **options)
     try:
         made.start()
         yield made

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.qgroups import Subvolume, enable
 from tests.e2e.stack import seen, stack, until
 
 CONFIG = """
@@ -18,39 +17,15 @@ watermarks:
     tiers: {warning: {for: 1s}, high: {for: 1s}, critical: {for: 1s}}
 rules: {keep_firing_for: 4s}
 """
-PERCENT = 1 << 20  # of a limit of 100 MiB
 ALERTS = {tier: f"UllageQgroupReferenced{tier}" for tier in ("Warning", "High", "Critical")}
-
-
-class Subvolume:
-    """A subvolume with a limit, filled to a wanted part of it."""
-
-    def __init__(self, mount: Path) -> None:
-        self._mount = mount
-        self._path = mount / "limited"
-        for words in (
-            ("quota", "enable", str(mount)),
-            ("subvolume", "create", str(self._path)),
-            ("qgroup", "limit", str(100 * PERCENT), str(self._path)),
-        ):
-            subprocess.run(["btrfs", *words], check=True, stdout=subprocess.DEVNULL)
-        self._count = 0
-
-    def fill(self, percent: int) -> None:
-        while self._count < percent:
-            (self._path / str(self._count)).write_bytes(os.urandom(PERCENT))
-            self._count += 1
-        while self._count > percent:
-            self._count -= 1
-            (self._path / str(self._count)).unlink()
-        subprocess.run(["btrfs", "filesystem", "sync", str(self._mount)], check=True)
 
 
 @pytest.mark.e2e
 @pytest.mark.root
 @pytest.mark.slow
 def test_one_notification_of_each_tier_up_none_in_a_band_one_of_each_down(btrfs: Path, tmp_path: Path) -> None:
-    subvolume = Subvolume(btrfs)
+    enable(btrfs)
+    subvolume = Subvolume(btrfs, "limited")
     with stack(tmp_path, CONFIG) as running:
         receiver = running.receiver
 

@@ -77,7 +77,10 @@ class Dockerd:
 
     def start(self) -> None:
         with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # in a session of its own: a terminal's Ctrl-C is for who started us
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         end = time.monotonic() + WAIT
         while subprocess.run(
             ["docker", "-H", f"unix://{self.socket}", "info"], check=False, capture_output=True
