@@ -92,7 +92,7 @@ TREES = Row(
             "Qgroups whose subvolume is gone",
             "Left over from containers and snapshots that were removed; they cost time at each commit.",
             "short",
-            Query("sum by (instance, uuid) (ullage_qgroup_stale)", BTRFS),
+            Query("sum by (instance, uuid) (ullage_qgroup_stale or 0 * ullage_qgroups_enabled)", BTRFS),
         ),
         HERE.graph(
             "Time spent in commits",
@@ -114,8 +114,11 @@ ZFS = Row(
     (
         HERE.states(
             "Pools that are not ONLINE",
-            "1 while a pool is in another state.",
-            Query('ullage_zfs_pool_state{state!="ONLINE"}', "{{instance}} {{zpool}} {{state}}"),
+            "1 while a pool is in another state; the node's dashboard says which.",
+            Query(
+                'max by (instance, zpool) (ullage_zfs_pool_state{state!="ONLINE"} or 0 * ullage_zfs_pool_state)',
+                "{{instance}} {{zpool}}",
+            ),
         ),
         HERE.graph(
             "Used of quota",

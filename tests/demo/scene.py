@@ -86,7 +86,7 @@ def scene(others: dict[str, str] | None = None) -> Iterator[Scene]:
         btrfs = made.enter_context(mounted(directory / "btrfs", 2048, "mkfs.btrfs", "-q"))
         enable(btrfs)
         inodes = Inodes(ext4)
-        subvolumes = [Subvolume(btrfs, f"limited-{number}") for number in range(3)]
+        subvolumes = [Subvolume(btrfs, f"limited-{number}", is_exclusive=number == 2) for number in range(3)]
         config = CONFIG
         has_containers = all(shutil.which(tool) for tool in DOCKER)
         if has_containers:
@@ -110,7 +110,8 @@ def _tide(number: int, subvolume: Subvolume) -> Callable[[float], None]:
 
 def _start_containers(docker: Dockerd) -> None:
     docker.import_image("busybox")
-    for name, size, limit in (("web", 60, "64m"), ("database", 150, "256m")):
+    docker.docker("volume", "create", "data")
+    for name, size, limit in (("web", 60, "64m"), ("database", 225, "256m")):
         options = ("--detach", "--network=none", "--memory", limit, "--storage-opt", "size=256M", "--name", name)
         docker.docker("run", *options, "busybox", "/bin/sh", "-c", WORK % size)
 

@@ -15,14 +15,14 @@ def enable(mount: Path) -> None:
 
 
 class Subvolume:
-    """A subvolume with a limit of 100 MiB, filled to a wanted part of it."""
+    """A subvolume with a limit of 100 MiB of referenced or exclusive bytes, filled to a wanted part of it."""
 
-    def __init__(self, mount: Path, name: str) -> None:
+    def __init__(self, mount: Path, name: str, *, is_exclusive: bool = False) -> None:
         self._mount = mount
         self._path = mount / name
         for words in (
             ("subvolume", "create", str(self._path)),
-            ("qgroup", "limit", str(100 * PERCENT), str(self._path)),
+            ("qgroup", "limit", *(["-e"] if is_exclusive else []), str(100 * PERCENT), str(self._path)),
         ):
             subprocess.run(["btrfs", *words], check=True, stdout=subprocess.DEVNULL)
         self._count = 0
