@@ -104,6 +104,29 @@ INTERRUPTED = Finding(
 )
 
 
+OLD, RECENT = 1800, 900  # seconds: a count that may have been wrong for so long is told, and no longer told
+RULES = f"""\
+- name: ullage-layers
+  rules:
+    - alert: UllageLayersCountOld
+      expr: |
+        {AGE.name} >= {OLD}
+        or
+        (
+          {AGE.name} >= {RECENT}
+          and ignoring (alertname, alertstate, severity)
+          ALERTS{{alertname="UllageLayersCountOld", alertstate="firing"}}
+        )
+      for: 4m
+      keep_firing_for: KEEP_FIRING_FOR
+      labels: {{severity: warning}}
+      annotations:
+        summary: 'Inodes of the layers in {{{{ $labels.store }}}} were counted {{{{ $value | humanizeDuration }}}} ago'
+        description: 'On {{{{ $labels.instance }}}}. It fires at half an hour, until below a quarter of one.'
+        runbook_url: 'RUNBOOK(UllageLayersCountOld)'
+"""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What counting may cost, how it learns of changes, how many containers have series, when an orphan is one."""
 
@@ -375,4 +398,5 @@ COLLECTOR = Collector(
     findings=(ORPHANS, BROKEN, LITTER, INTERRUPTED),
     settings=Settings,
     progress=PROGRESS,
+    rules=RULES,
 )

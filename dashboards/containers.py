@@ -82,6 +82,18 @@ CACHE = Row(
 SPACE = Row(
     "Space",
     (
+        HERE.graph(
+            "Inodes of writable layers",
+            "The ten containers with most, running or not.",
+            "short",
+            Query("topk(10, ullage_container_writable_files)", NAME),
+        ),
+        HERE.graph(
+            "Bytes of writable layers",
+            "The ten containers with most, running or not.",
+            "bytes",
+            Query("topk(10, ullage_container_writable_bytes)", NAME),
+        ),
         HERE.watermark(qgroup.QGROUP_REFERENCED, "Btrfs qgroups: of the referenced limit", NAME),
         HERE.watermark(qgroup.QGROUP_EXCLUSIVE, "Btrfs qgroups: of the exclusive limit", NAME),
         HERE.graph(

@@ -17,7 +17,7 @@ from agent.metric import Metric
 from agent.rules import generate, watermarks_markdown
 from agent.watermark import Watermark
 from dashboards.generate import DASHBOARDS
-from tests.promtool_agent_cases import agent_cases, finding_cases
+from tests.promtool_agent_cases import agent_cases, finding_cases, layer_cases
 from tests.promtool_cases import VALUES, cases
 from tests.promtool_trends import trend_cases
 
@@ -128,6 +128,7 @@ FILES: dict[str, Callable[[], str]] = {
     **{f"dashboards/{name}.json": dashboard.json for name, dashboard in DASHBOARDS.items()},
     "deploy/rules/tests/agent.yml": agent_cases,
     "deploy/rules/tests/findings.yml": finding_cases,
+    "deploy/rules/tests/layers.yml": layer_cases,
 }
 
 

@@ -1,4 +1,4 @@
-"""Cases for `promtool test rules` of the alerts in `agent.selfrules`: what is wrong or right, a sample a minute.
+"""Cases for `promtool test rules` of alerts that are no level: what is wrong or right, a sample a minute.
 
 A timeline is a list of (state, minutes): True is wrong, False right, None a scrape gap, STALE what Prometheus writes
 when a target goes away.
@@ -67,6 +67,7 @@ FINDINGS = tuple(
     )
     for severity, hold in (("info", 4), ("warning", 2), ("critical", 1))
 )
+OLD = Signal("UllageLayersCountOld", 'ullage_layers_count_age_seconds{store="/docker", instance="node-1"}', 3600, 9, 4)
 OTHERS = {
     "UllageFindingInfo": 'ullage_finding{finding="x", severity="warning", target="pool", instance="node-2"}',
     "UllageFindingWarning": 'ullage_finding{finding="x", severity="critical", target="pool", instance="node-2"}',
@@ -233,3 +234,17 @@ def agent_cases() -> str:
 def finding_cases() -> str:
     """Return the test file of the group `ullage-findings`."""
     return file_of([case for signal in FINDINGS for case in signal_cases(signal)])
+
+
+def layer_cases() -> str:
+    """Return the test file of the group `ullage-layers`."""
+    band = {
+        "name": f"{OLD.alert}: not raised in the band, held in it, and not raised again in it",
+        "interval": "1m",
+        "input_series": [{"series": OLD.series, "values": "1200x30 1800x10 1200x60 899x10 1200x30"}],
+        "promql_expr_test": [
+            is_firing(OLD.alert, minute, ["node-1"] if is_wanted else [])
+            for minute, is_wanted in {30: False, 40: True, 101: True, 111: False, 142: False}.items()
+        ],
+    }
+    return file_of([*signal_cases(OLD), band])

@@ -12,7 +12,7 @@ import urllib.error
 from tests.demo.scene import CYCLE, lack, scene
 from tests.e2e.stack import fetch
 
-CONTAINERS = "Two containers with limits write on it as well."
+CONTAINERS = "Two containers with limits write on it as well; a third one, on overlay2, makes files."
 NO_CONTAINERS = "Without dockerd, docker and busybox on this machine there are no containers."
 
 

@@ -1,6 +1,7 @@
 """The demonstration's scene: an ext4 with few inodes and a btrfs with limits, which fill and empty like tides.
 
-With Docker on the machine, a dockerd of its own on that btrfs runs two containers with limits as well.
+With Docker on the machine, a dockerd of its own on that btrfs runs two containers with limits, and another one with the
+overlay2 driver a container that makes files.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ collectors:
   pagecache: {interval: 2s}
   qgroup: {interval: 2s}
   writeamp: {interval: 2s}
+  layers: {interval: 2s}
 rules: {keep_firing_for: 5s}
 """
-# what a container does: write a file of so many MiB, read it, delete it
+# what containers do: write a file of so many MiB, read it, write it anew; make empty files, 5,000 at most
 WORK = "while true; do dd if=/dev/zero of=/tmp/x bs=1M count=%d; sync; sleep 20; dd if=/tmp/x of=/dev/null bs=1M; done"
+
+FILES = "i=0; while true; do i=$((i + 1)); : > /tmp/$((i % 5000)); if [ $((i % 40)) = 0 ]; then sleep 1; fi; done"
 
 
 def lack() -> str:
@@ -90,10 +94,14 @@ def scene(others: dict[str, str] | None = None) -> Iterator[Scene]:
         config = CONFIG
         has_containers = all(shutil.which(tool) for tool in DOCKER)
         if has_containers:
-            (directory / "docker").mkdir()
-            docker = made.enter_context(dockerd(directory / "docker", "btrfs", btrfs / "docker"))
-            _start_containers(docker)
-            config += f"runtime: {{docker: {{root: [{docker.root}], socket: [{docker.socket}]}}}}\n"
+            images = made.enter_context(mounted(directory / "images", 512, "mkfs.ext4", "-q", "-F"))
+            for name in ("a", "b"):
+                (directory / name).mkdir()
+            quotas = made.enter_context(dockerd(directory / "a", "btrfs", btrfs / "docker"))
+            layers = made.enter_context(dockerd(directory / "b", "overlay2", images / "docker"))
+            _start_containers(quotas, layers)
+            roots, sockets = f"{quotas.root}, {layers.root}", f"{quotas.socket}, {layers.socket}"
+            config += f"runtime: {{docker: {{root: [{roots}], socket: [{sockets}]}}}}\n"
         receivers = Receiver(), Receiver()
         for receiver in receivers:
             made.callback(receiver.close)
@@ -108,12 +116,14 @@ def _tide(number: int, subvolume: Subvolume) -> Callable[[float], None]:
     return lambda seconds: subvolume.fill(round(100 * level(seconds, number / 3)))
 
 
-def _start_containers(docker: Dockerd) -> None:
-    docker.import_image("busybox")
-    docker.docker("volume", "create", "data")
+def _start_containers(quotas: Dockerd, layers: Dockerd) -> None:
+    for docker in (quotas, layers):
+        docker.import_image("busybox")
+    quotas.docker("volume", "create", "data")
     for name, size, limit in (("web", 60, "64m"), ("database", 225, "256m")):
         options = ("--detach", "--network=none", "--memory", limit, "--storage-opt", "size=256M", "--name", name)
-        docker.docker("run", *options, "busybox", "/bin/sh", "-c", WORK % size)
+        quotas.docker("run", *options, "busybox", "/bin/sh", "-c", WORK % size)
+    layers.run("sessions", FILES)
 
 
 def _alertmanager(pager: Receiver, team: Receiver) -> str:
