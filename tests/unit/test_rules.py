@@ -73,6 +73,20 @@ def test_every_alert_has_a_severity_words_and_a_runbook(name: str) -> None:
         assert len(section.partition("\n## ")[0].strip()) > 40, heading
 
 
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group["name"])
+def test_every_alert_has_cases_that_fire_it_and_cases_that_do_not(group: dict[str, Any]) -> None:
+    name = group["name"].removeprefix("ullage-").replace("-", "_")
+    cases = yaml.safe_load((RULES / "tests" / f"{name}.yml").read_text())["tests"]
+    for alert in (rule["alert"] for rule in group["rules"] if "alert" in rule):
+        checks = [
+            bool(check["exp_samples"])
+            for case in cases
+            for check in case["promql_expr_test"]
+            if f'alertname="{alert}", alertstate="firing"' in check["expr"]
+        ]
+        assert set(checks) == {True, False}, alert
+
+
 def test_every_runbook_is_that_of_an_alert() -> None:
     assert {path.stem for path in (ROOT / "docs" / "runbooks").iterdir()} == set(ALERTS)
 
