@@ -134,6 +134,34 @@ def test_pods_of_all_classes_are_seen_by_name_with_their_page_cache_and_go_with_
     until(lambda: not agent.of("ullage_pod_page_cache_bytes", namespace="default"), "and their pods'")
 
 
+def test_a_container_s_writable_layer_has_as_many_inodes_as_the_kubelet_s_summary_says(agent: Agent) -> None:
+    kubernetes = agent.kubernetes
+    script = (
+        "/bin/mkdir -p /many/below; i=0; while [ $i -lt 300 ]; do : > /many/below/$i; i=$((i + 1)); done; sleep 1000"
+    )
+    kubernetes.kubectl(
+        "apply", "--filename=-", stdin=pod("writer", script.replace("/bin/mkdir", "/bin/busybox mkdir"), {})
+    )
+    labels = {"namespace": "default", "pod": "writer", "container": "main"}
+
+    def theirs() -> list[int]:
+        pods = json.loads(kubernetes.fetch(f"http://{ADDRESS}:10255/stats/summary"))["pods"]
+        return [
+            each["rootfs"].get("inodesUsed", 0)
+            for found in pods
+            if found["podRef"]["name"] == "writer"
+            for each in found.get("containers", ())
+        ]
+
+    def agrees() -> bool:
+        ours = agent.of("ullage_container_writable_files", **labels)
+        return len(ours) == 1 and ours[0] > 300 and ours == theirs()
+
+    until(agrees, "the summary and our series agree")
+    kubernetes.kubectl("delete", "pod", "writer", "--now")
+    until(lambda: not agent.of("ullage_container_writable_files", **labels), "its series is gone")
+
+
 def test_the_kubelet_s_filesystem_is_as_its_own_summary_says(agent: Agent) -> None:
     def agrees() -> bool:
         summary = json.loads(agent.kubernetes.fetch(f"http://{ADDRESS}:10255/stats/summary"))["node"]["fs"]
