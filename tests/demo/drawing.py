@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from tests.e2e.stack import fetch
 INCHES = 15.0, 0.36  # across, and of a unit of height
 ROWS = 9  # of a table that are shown
 SERIES = 8  # of a legend that are shown
+LARGE, LONG = 1_000_000, 44
 NOTE = "Drawn with matplotlib from real data in Prometheus; Grafana draws the same panels its own way."
 GREEN, GREY = "#3a9d4f", "#555555"
 COLORS = {"orange": "#e08b00", "red": "#d0312d", "blue": "#3274d9", "green": GREEN}
@@ -100,7 +100,10 @@ def words(value: float, unit: str) -> str:
         return f"{1000 * value:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
     if unit == "dateTimeFromNow":
         return f"{time.time() - value / 1000:.0f} s ago"
-    return f"{value:.4g}" + ("/s" if unit == "ops" else "")
+    text = (
+        f"{value / 1e6:.3g} M" if abs(value) >= LARGE else f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
+    )
+    return text + ("/s" if unit == "ops" else "")
 
 
 def _legend(target: Mapping[str, Any], labels: Mapping[str, str]) -> str:
@@ -112,7 +115,7 @@ def _legend(target: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 
 def _nothing(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "no data on this machine", ha="center", va="center", color=GREY, transform=axes.transAxes)
+    axes.text(0.5, 0.5, "no data", ha="center", va="center", color=GREY, transform=axes.transAxes)
     axes.set_axis_off()
 
 
@@ -124,6 +127,7 @@ def _lines(axes: Axes, panel: Panel, source: Source) -> None:
         if entry["id"] == "color"
     }
     is_stacked = "stacking" in panel["fieldConfig"]["defaults"].get("custom", {})
+    highest = 0.0
     drawn: list[tuple[str, list[float], list[float]]] = []
     for target in panel["targets"]:
         for series in source.over_time(target["expr"]):
@@ -133,11 +137,14 @@ def _lines(axes: Axes, panel: Panel, source: Source) -> None:
             if name in fixed:
                 dash = (0, (6, 3)) if name.endswith("raised") else (0, (1, 3))
                 axes.plot(times, values, color=fixed[name], linestyle=dash, linewidth=1)
+                highest = max(highest, *values)
             else:
                 drawn.append((name, times, values))
     if not drawn:
         _nothing(axes)
         return
+    tops = [max(values) for _, _, values in drawn]
+    highest = max(highest, sum(tops) if is_stacked else max(tops))
     if is_stacked and len({len(times) for _, times, _ in drawn}) == 1:
         axes.stackplot(
             drawn[0][1], *(values for _, _, values in drawn), labels=[_short(n) for n, _, _ in drawn], alpha=0.5
@@ -145,7 +152,7 @@ def _lines(axes: Axes, panel: Panel, source: Source) -> None:
     else:
         for name, times, values in drawn:
             axes.plot(times, values, linewidth=1.2, label=_short(name))
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_ylim(0, 1.08 * highest or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value, _unit(panel))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} min"))
     axes.tick_params(labelsize=6.5)
@@ -163,7 +170,8 @@ def _lines(axes: Axes, panel: Panel, source: Source) -> None:
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, 44, placeholder="…") if " " in name else name[:44]
+    """Return a name with its middle left out, if it is long: paths and ids are told apart by their ends."""
+    return name if len(name) <= LONG else f"{name[:12]}…{name[13 - LONG :]}"
 
 
 def _bars(axes: Axes, panel: Panel, source: Source) -> None:
@@ -181,7 +189,7 @@ def _bars(axes: Axes, panel: Panel, source: Source) -> None:
     axes.set_xlim(0, 1.1)
     axes.set_ylim(max(len(found), 4) - 0.5, -0.5)
     axes.tick_params(axis="x", labelbottom=False, length=0)
-    axes.spines[:].set_visible(visible=False)
+    axes.set_frame_on(b=False)
 
 
 def _number(axes: Axes, panel: Panel, source: Source) -> None:
@@ -210,7 +218,7 @@ def _states(axes: Axes, panel: Panel, source: Source) -> None:
     axes.set_yticks(range(len(lanes)), [name for name, _ in lanes], fontsize=6)
     axes.set_ylim(max(len(lanes), 3) - 0.5, -0.5)
     axes.tick_params(axis="x", labelbottom=False, length=0)
-    axes.spines[:].set_visible(visible=False)
+    axes.set_frame_on(b=False)
 
 
 def merged(answers: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[dict[str, str], dict[int, float]]]:
@@ -245,7 +253,7 @@ def _table(axes: Axes, panel: Panel, source: Source) -> None:
         for entry in override["properties"]
         if entry["id"] == "unit"
     }
-    room = max(8, round(panel["gridPos"]["w"] * 7.5 / (len(names) + len(columns))))
+    room = max(8, round(panel["gridPos"]["w"] * 9 / (len(names) + len(columns))))
     cells = [
         [labels.get(name, "")[:room] for name in names]
         + [words(values[n], units[column]) if n in values else "" for n, column in enumerate(columns)]

@@ -71,13 +71,17 @@ class Scene:
     def play(self, until: Callable[[], bool], told: Callable[[str], None]) -> None:
         """Let the tides run until a condition holds, and say what each receiver is told."""
         begun, seen = time.monotonic(), {"pager": 0, "team": 0}
+        last: dict[tuple[str, ...], str] = {}  # a group that changes is told as a whole
         while not until():
             for tide in self.tides:
                 tide(time.monotonic() - begun)
             for name, receiver in (("pager", self.pager), ("team", self.team)):
                 for status, alert, labels in receiver.notifications[seen[name] :]:
-                    told(f"{time.strftime('%H:%M:%S')}  {name}: {status} {alert} {labels.get('target', '')}")
                     seen[name] += 1
+                    who = (name, *sorted(labels.values()))
+                    if last.get(who) != status:
+                        told(f"{time.strftime('%H:%M:%S')}  {name}: {status} {alert} {labels.get('target', '')}")
+                    last[who] = status
             time.sleep(1)
 
 
