@@ -104,7 +104,9 @@ class Place:
         panel.orientation(shapes.VizOrientation.HORIZONTAL).display_mode(shapes.BarGaugeDisplayMode.BASIC)
         panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).links(_runbook(watermark))
         # tiers of one severity have one colour, from the lowest on
-        return panel.thresholds(_steps({COLORS[tier.severity]: tier.raise_at for tier in reversed(watermark.tiers)}))
+        return panel.color_scheme(_by_threshold()).thresholds(
+            _steps({COLORS[tier.severity]: tier.raise_at for tier in reversed(watermark.tiers)})
+        )
 
     def number(self, title: str, description: str, query: Query, alarm: str = "") -> stat.Panel:
         """Return one count as it is now; from 1 on it has the colour of `alarm`, if that is a severity."""
@@ -112,7 +114,7 @@ class Place:
         panel.targets(list(self._targets([query], is_instant=True))).span(4).height(4)
         panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         panel.graph_mode(shapes.BigValueGraphMode.NONE)
-        return panel.thresholds(_steps({COLORS[alarm]: 1.0} if alarm else {}))
+        return panel.color_scheme(_by_threshold()).thresholds(_steps({COLORS[alarm]: 1.0} if alarm else {}))
 
     def states(self, title: str, description: str, *queries: Query, span: int = 24) -> statetimeline.Panel:
         """Return when a state held, one lane for each series: from 1 on it is red."""
@@ -120,7 +122,7 @@ class Place:
         panel.targets(list(self._targets(queries))).span(span).height(6).legend(_legend()).fill_opacity(70).line_width(
             0
         )
-        return panel.thresholds(_steps({"red": 1.0}))
+        return panel.color_scheme(_by_threshold()).thresholds(_steps({"red": 1.0}))
 
     def rows(self, title: str, description: str, columns: Table, *queries: Query, span: int = 24) -> table.Panel:
         """Return a table of what holds now, one row for each set of labels that the queries share."""
@@ -156,6 +158,11 @@ def _steps(colors: Mapping[str, float]) -> dashboard.ThresholdsConfig:
     rising = sorted(colors.items(), key=lambda item: item[1])
     steps = [models.Threshold(None, "green"), *(models.Threshold(value, color) for color, value in rising)]
     return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def _by_threshold() -> dashboard.FieldColor:
+    """Return colours by thresholds, which are not every panel's default."""
+    return dashboard.FieldColor().mode(models.FieldColorModeId.THRESHOLDS)
 
 
 def _runbook(watermark: Watermark) -> list[Builder[models.DashboardLink]]:
