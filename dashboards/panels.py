@@ -67,23 +67,21 @@ class Place:
         panel.legend(_legend()).tooltip(_tooltip()).fill_opacity(5).line_width(1)
         return panel.show_points(shapes.VisibilityMode.NEVER).axis_soft_min(0)
 
-    def stacked(self, title: str, description: str, unit: str, *queries: Query, span: int = 12) -> timeseries.Panel:
+    def stacked(self, title: str, description: str, unit: str, *queries: Query) -> timeseries.Panel:
         """Return lines that add up."""
-        panel = self.graph(title, description, unit, *queries, span=span)
+        panel = self.graph(title, description, unit, *queries)
         return panel.stacking(common.StackingConfig().mode(shapes.StackingMode.NORMAL)).fill_opacity(30)
 
-    def watermark(
-        self, watermark: Watermark, title: str, legend: str, *, span: int = 12, most: int = 10
-    ) -> timeseries.Panel:
-        """Return a watermark's ratio by target, with a line where each tier is raised and one where it is cleared."""
-        queries = [Query(f"topk({most}, {ratio(watermark)})", legend)]
+    def watermark(self, watermark: Watermark, title: str, legend: str) -> timeseries.Panel:
+        """Return a watermark's fullest targets, with a line where each tier is raised and one where it is cleared."""
+        queries = [Query(f"topk(10, {ratio(watermark)})", legend)]
         for tier in watermark.tiers:
             queries += [
                 Query(threshold(watermark, tier.name, edge), f"{tier.name}: {words}")
                 for edge, words in (("raise", "raised"), ("clear", "cleared"))
             ]
         description = f"{watermark.summary} Lines: where each tier is raised, dotted where it is cleared."
-        panel = self.graph(title, description, "percentunit", *queries, span=span).min(0)
+        panel = self.graph(title, description, "percentunit", *queries).min(0)
         panel.links(_runbook(watermark))
         for tier in watermark.tiers:
             for words, dash in (("raised", [10.0, 6.0]), ("cleared", [2.0, 8.0])):
@@ -116,12 +114,11 @@ class Place:
         panel.graph_mode(shapes.BigValueGraphMode.NONE)
         return panel.color_scheme(_by_threshold()).thresholds(_steps({COLORS[alarm]: 1.0} if alarm else {}))
 
-    def states(self, title: str, description: str, *queries: Query, span: int = 24) -> statetimeline.Panel:
+    def states(self, title: str, description: str, *queries: Query) -> statetimeline.Panel:
         """Return when a state held, one lane for each series: from 1 on it is red."""
         panel = statetimeline.Panel().title(title).description(description).unit("short").datasource(DATASOURCE)
-        panel.targets(list(self._targets(queries))).span(span).height(6).legend(_legend()).fill_opacity(70).line_width(
-            0
-        )
+        panel.targets(list(self._targets(queries))).span(WIDTH).height(6)
+        panel.legend(_legend()).fill_opacity(70).line_width(0)
         return panel.color_scheme(_by_threshold()).thresholds(_steps({"red": 1.0}))
 
     def rows(self, title: str, description: str, columns: Table, *queries: Query, span: int = 24) -> table.Panel:
