@@ -126,6 +126,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/metrics.md": metrics_markdown,
     "docs/findings.md": findings_markdown,
     **{f"dashboards/{name}.json": dashboard.json for name, dashboard in DASHBOARDS.items()},
+    **{f"deploy/helm/ullage/files/dashboards/{name}.json": each.json for name, each in DASHBOARDS.items()},
     "deploy/rules/tests/agent.yml": agent_cases,
     "deploy/rules/tests/findings.yml": finding_cases,
     "deploy/rules/tests/layers.yml": layer_cases,

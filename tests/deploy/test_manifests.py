@@ -232,3 +232,11 @@ def test_the_rules_are_the_shipped_ones(rendered: dict[str, Objects]) -> None:
     shipped = yaml.safe_load((ROOT / "deploy/rules/ullage.rules.yml").read_text())
     for source in ("overlays/operator", f"chart {SAME['overlays/operator']}"):
         assert one(rendered[source], "PrometheusRule")["spec"] == shipped
+
+
+def test_the_chart_has_the_shipped_dashboards() -> None:
+    maps = [each for each in templated("--set=dashboards.enabled=true") if each["kind"] == "ConfigMap"]
+    shown = {name: content for each in maps for name, content in each["data"].items() if name.endswith(".json")}
+    assert shown == {path.name: path.read_text() for path in (ROOT / "dashboards").glob("*.json")}
+    labels = [each["metadata"]["labels"] for each in maps if next(iter(each["data"])) in shown]
+    assert all(each["grafana_dashboard"] == "1" for each in labels)
