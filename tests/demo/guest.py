@@ -58,11 +58,18 @@ def main() -> None:
             write("/dev/nvme0n1", part * MIB, (part + 1) * MIB, 4096)
             _write_file(f"/mnt/xfs/{number % 100}", 4)
             if tank is not None:
-                _write_file(f"/{tank.name}/database/{number % 150}", 1)
-                if number % 40 == 0:
-                    run("zfs", "snapshot", f"{tank.name}/database@autosnap-{number}")
+                _write_file(f"/{tank.name}/database/{number % 100}", 1)
+                _snapshot(f"{tank.name}/database", number)
             number += 1
             time.sleep(0.5)
+
+
+def _snapshot(dataset: str, number: int) -> None:
+    """Take a snapshot now and then, and keep it for a while: more would fill the quota."""
+    if number % 40 == 0:
+        run("zfs", "snapshot", f"{dataset}@autosnap-{number}")
+        if number >= 80:
+            run("zfs", "destroy", f"{dataset}@autosnap-{number - 80}")
 
 
 def _make_xfs(mount: str) -> None:

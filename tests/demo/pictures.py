@@ -1,6 +1,6 @@
 """Draws the pictures in docs/pictures: the demonstration, with the lab's machine as a second node, for some minutes.
 
-`python -m tests.demo.pictures --minutes 10`. It needs all that the demonstration and the lab need; ZFS is shown only if
+`python -m tests.demo.pictures --minutes 6`. It needs all that the demonstration and the lab need; ZFS is shown only if
 the lab has built it already.
 """
 
@@ -42,7 +42,7 @@ def draw_all(made: Scene, start: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     seconds = 60 * parser.parse_args().minutes
     built = sorted((default_cache() / "zfs").glob(f"{obtain(default_cache()).release}_zfs-*"))
     port = free_port()
