@@ -1,4 +1,4 @@
-"""One node with Docker and the image for all tests here: it is what takes time."""
+"""A node with Docker and the image for the tests of one file: it has filesystems that other tests would see."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def amd64() -> None:
         refuse("kubectl and helm are here for x86_64 only")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine() -> Iterator[Docker]:
     """Docker on a node of its own, with the image built."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
