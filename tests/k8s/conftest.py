@@ -1,4 +1,4 @@
-"""One cluster for all tests here, with the agent's image and two small ones made by a real engine."""
+"""One cluster for the tests of one file, with the agent's image and two small ones made by a real engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOOLS = ("dockerd", "docker", "mmdebstrap", "containerd", "runc", "ctr", "ip", "
 BUSYBOX, PAUSE = "ullage.test/busybox:1", "ullage.test/pause:1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images as an archive; the agent's has the name that the manifests give it."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -48,7 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kubernetes(images: Path) -> Iterator[Cluster]:
     """The cluster, its node Ready."""
     with (
