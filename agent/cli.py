@@ -47,9 +47,13 @@ def _complain(error: Exception, code: int) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     from agent import daemon  # noqa: PLC0415  --help and rules need none of it
+    from agent.seal import Seal  # noqa: PLC0415  as above
 
     daemon.prepare_process()
-    daemon.Daemon(_options(parsed), ALL).run()
+    options = _options(parsed)
+    if parsed.path_seal:  # before anything looks around
+        Seal(options.state)
+    daemon.Daemon(options, ALL).run()
     return 0
 
 
@@ -131,7 +135,6 @@ def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None
         config_file=parsed.config_file,
         web_config_file=getattr(parsed, "web_config_file", None),
         has_lifecycle=getattr(parsed, "web_enable_lifecycle", False),
-        seals=getattr(parsed, "path_seal", False),
         switches=_switches(parsed) if switches is None else switches,
         runtimes={field: tuple(places) for field in _RUNTIME_FIELDS if (places := getattr(parsed, field)) is not None},
     )

@@ -30,7 +30,6 @@ from agent.latches import Latches
 from agent.probe import HelperProber
 from agent.runner import Level
 from agent.scheduler import Scheduler, Worker
-from agent.seal import Seal
 from agent.selfmetrics import Reload, SelfPage
 from agent.server import Server
 from agent.webconfig import WebConfig
@@ -56,7 +55,6 @@ class Options:
     config_file: str | None = None
     web_config_file: str | None = None
     has_lifecycle: bool = False
-    seals: bool = False
     switches: Mapping[str, bool] = field(default_factory=dict)
     runtimes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -119,8 +117,6 @@ class Daemon:
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._is_stopping = False
         self._is_reload_wanted = False
-        if options.seals:  # before anything looks around
-            Seal(options.state)
         self._config = options.load(collectors)
         self._web = load_web(options.web_config_file) if options.web_config_file else None
         self._server = Server(options.listen_address, self, self._web)
