@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -157,6 +157,14 @@ class Host:
             done = "" if link.startswith("/") else done
             todo = link.strip("/").split("/") + todo
         return done or "/"
+
+    def resolve_all(self, paths: Iterable[str]) -> list[str]:
+        """Return where these of the host's paths lie, each place once; those that cannot be told are counted."""
+        found: dict[str, None] = {}
+        for path in paths:
+            with self.skipping():
+                found[self.resolve(path)] = None
+        return list(found)
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes, 64 MiB at most. Never waits for somebody to write into a pipe in its place."""

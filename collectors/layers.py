@@ -345,11 +345,7 @@ def _mounted(host: Host) -> set[str]:
         if mount.fstype == "overlay":
             layers = overlay.resolve(overlay.parse_options(mount.super_options), mount.mountpoint)
             used |= {path for path in (*layers.lowers, *layers.data_lowers, layers.upper) if path}
-    found = set()
-    for path in used:
-        with host.skipping():
-            found.add(host.resolve(path))
-    return found
+    return set(host.resolve_all(used))
 
 
 def _orphan_remedy(store: Store, largest: Layer) -> str:

@@ -144,9 +144,9 @@ class Overlays:
         runtimes, podman = self.start.runtimes, [info.root for info in infos if drivers.is_storage(host, info)]
         told = [info.root for info in infos if info.root not in podman]
         roots = Roots(
-            _resolve_all(host, (*runtimes.docker_roots, *filter(None, [daemon.root]), *told)),
-            _resolve_all(host, runtimes.containerd_roots),
-            _resolve_all(host, (*runtimes.containers_storage_roots, *podman)),
+            tuple(host.resolve_all((*runtimes.docker_roots, *filter(None, [daemon.root]), *told))),
+            tuple(host.resolve_all(runtimes.containerd_roots)),
+            tuple(host.resolve_all((*runtimes.containers_storage_roots, *podman))),
         )
         if roots != self._roots:
             self._roots = roots
@@ -252,14 +252,6 @@ class Overlays:
         for each in self._unmounted.lasting(missing):
             container = self._containers.lookup_id(each.id) if each.runtime == "docker" else None
             yield rootfs.found(each, container.container if container is not None else "")
-
-
-def _resolve_all(host: Host, paths: Iterable[str]) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    for path in paths:
-        with host.skipping():
-            found[host.resolve(path)] = None
-    return tuple(found)
 
 
 def _resolved(host: Host, info: Info) -> Info:

@@ -11,7 +11,7 @@ both might be, nobody can tell.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from agent.containers import Runtimes
@@ -52,7 +52,7 @@ def find(
 def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store], told: Mapping[str, str]) -> Iterator[Store]:
     daemon = _daemon(host)
     roots = (*runtimes.docker_roots, *told, *filter(None, [daemon.root if daemon is not None else ""]))
-    for root in _resolved(host, roots):
+    for root in host.resolve_all(roots):
         places = (root, *_remapped(host, root))
         drivers = {place: told[place] for place in places if place in told}
         for place in places:
@@ -94,7 +94,7 @@ def _containers_storage(host: Host, runtimes: Runtimes, known: Mapping[str, Stor
     path = next((path for path in STORAGE if host.exists(path)), STORAGE[0])
     config = _parsed(host, path, containers_storage.parse_config) or nothing
     told = config.graph_root, config.run_root, *config.stores
-    roots = _resolved(host, (*runtimes.containers_storage_roots, *filter(None, told)))
+    roots = host.resolve_all((*runtimes.containers_storage_roots, *filter(None, told)))
     for root in roots:
         path = host.resolve(f"{root}/overlay")
         if host.exists(f"{path}/l"):  # a run root has a directory of that name too
@@ -119,14 +119,6 @@ def _is_overlay_live(host: Host, root: str, driver: str) -> bool | None:
         return driver == "overlay"
     drivers = {name.removesuffix("-layers") for name in host.listed(root) if name.endswith("-layers")}
     return True if drivers == {"overlay"} else None
-
-
-def _resolved(host: Host, roots: Iterable[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for root in roots:
-        with host.skipping():
-            found[host.resolve(root)] = None
-    return list(found)
 
 
 def _remapped(host: Host, root: str) -> list[str]:

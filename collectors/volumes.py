@@ -177,11 +177,7 @@ class Volumes:
                 tail = f"/volumes/{volume.name}/_data"
                 if volume.driver == "local" and volume.mountpoint.endswith(tail):
                     roots[volume.mountpoint.removesuffix(tail)] = None
-        found: dict[str, None] = {}
-        for root in roots:
-            with host.skipping():
-                found[host.resolve(root)] = None
-        return list(found)
+        return host.resolve_all(roots)
 
     def _volumes(self, host: Host, roots: Iterable[str], views: Sequence[View]) -> list[Volume] | None:
         """Return all volumes: from Docker, or while it tells nothing the local ones from their directories."""
