@@ -11,7 +11,6 @@ BuildKit's, `extract-…` while an image's layer is unpacked.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
@@ -22,7 +21,19 @@ from agent.host import Host
 from collectors.boltfile import read_whole
 from collectors.readers import bolt
 from collectors.readers.bolt import Snapshot
-from collectors.stored import TICK, Layer, Scan, State, Unknown, directories, look, mounted_below, times
+from collectors.stored import (
+    TICK,
+    Layer,
+    Scan,
+    State,
+    Times,
+    Unknown,
+    directories,
+    look_at,
+    mounted_below,
+    newest,
+    times,
+)
 
 CONTENT = "fs"
 SNAPSHOTTER = "io.containerd.snapshotter.v1.overlayfs"
@@ -42,14 +53,12 @@ class ContainerdStore:
     is_live: bool | None = None
     clock: Callable[[], float] = time.time
     driver: str = "overlayfs"
-    _turn: Iterator[int] = field(default_factory=itertools.count)
 
     def signature(self, host: Host) -> Hashable:
         """Return what is another one whenever a new scan could find something else."""
-        is_due = self.unknown.due is not None and self.clock() >= self.unknown.due
-        return self._watched(host), next(self._turn) if is_due else None
+        return self._watched(host), self.unknown.stamp(self.clock())
 
-    def _watched(self, host: Host) -> tuple[tuple[int, int, int] | None, ...]:
+    def _watched(self, host: Host) -> Times:
         return times(host, [f"{self.path}/snapshots", f"{self.path}/metadata.db", self._ingest])
 
     @property
@@ -58,16 +67,16 @@ class ContainerdStore:
 
     def scan(self, host: Host, mounted: Collection[str], now: float) -> Scan:
         """Read what is there; see Store."""
-        newest = max((each[1] for each in self._watched(host) if each is not None), default=0)
+        changed = newest(self._watched(host))
         base = f"{self.path}/snapshots"
         names = directories(host, base)
         snapshots = self._snapshots(host)
-        looks = {name: seen for name in names if (seen := look(host, f"{base}/{name}", CONTENT)) is not None}
+        looks = look_at(host, base, names, CONTENT)
         known = snapshots or {}
         strangers = {name: seen for name, seen in looks.items() if name not in known and _ID.fullmatch(name)}
         in_use = mounted_below(base, mounted)
         orphans = self.unknown.judge(strangers, in_use, now, is_known=snapshots is not None)
-        if now - newest / 1e9 < TICK:
+        if now - changed < TICK:
             self.unknown.look_again(now)
         depths = _depths(known.values())
         layers = []
@@ -88,7 +97,6 @@ class ContainerdStore:
                     or (snapshot is None and name not in in_use and self.unknown.is_old(seen, now)),
                     snapshot.size if snapshot is not None else None,
                     depths.get(snapshot.key, 0) if snapshot is not None else 0,
-                    snapshot.inodes if snapshot is not None else None,
                 )
             )
         write_sets = tuple(self._old_ingests(host, now))

@@ -9,7 +9,6 @@ stores are graph roots by themselves; a layer may be on one of theirs. A layer i
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
@@ -18,10 +17,23 @@ from typing import TypeVar
 
 from agent.errors import HostError, Malformed
 from agent.host import Host
-from collectors.layerlinks import Chain, Faults, affected, find_faults, read_chain, read_links, still_names
+from collectors.layerlinks import Chain, Faults, affected, find_faults, read_chains, read_links, still_names
 from collectors.readers import containers_storage
 from collectors.readers.containers_storage import Image
-from collectors.stored import TICK, BrokenLink, Layer, Scan, State, Unknown, directories, look, mounted_below, times
+from collectors.stored import (
+    TICK,
+    BrokenLink,
+    Layer,
+    Scan,
+    State,
+    Times,
+    Unknown,
+    directories,
+    look_at,
+    mounted_below,
+    newest,
+    times,
+)
 
 CONTENT = "diff"
 _LAYER = re.compile(r"[0-9a-f]{64}")
@@ -65,34 +77,29 @@ class ContainersStore:
     is_live: bool | None = None
     clock: Callable[[], float] = time.time
     driver: str = "overlay"
-    _turn: Iterator[int] = field(default_factory=itertools.count)
 
     def signature(self, host: Host) -> Hashable:
         """Return what is another one whenever a new scan could find something else."""
-        is_due = self.unknown.due is not None and self.clock() >= self.unknown.due
-        return self._watched(host), next(self._turn) if is_due else None
+        return self._watched(host), self.unknown.stamp(self.clock())
 
-    def _watched(self, host: Host) -> tuple[tuple[int, int, int] | None, ...]:
+    def _watched(self, host: Host) -> Times:
         return times(
             host, [self.path, f"{self.path}/l", *(f"{root}/{each}" for root in self.roots for each in _TABLES)]
         )
 
     def scan(self, host: Host, mounted: Collection[str], now: float) -> Scan:
         """Read what is there; see Store."""
-        newest = max((each[1] for each in self._watched(host) if each is not None), default=0)
+        changed = newest(self._watched(host))
         links = read_links(host, self.path)
         names = [name for name in directories(host, self.path) if name not in _NO_LAYERS]
         tables = self._tables(host)
-        looks = {name: seen for name in names if (seen := look(host, f"{self.path}/{name}", CONTENT)) is not None}
-        chains: dict[str, Chain] = {}
-        for name in looks:
-            with host.skipping():
-                chains[name] = read_chain(host, f"{self.path}/{name}")
+        looks = look_at(host, self.path, names, CONTENT)
+        chains = read_chains(host, self.path, looks)
         states = {name: tables.state(name) for name in looks}
         strangers = {name: seen for name, seen in looks.items() if states[name] is None and _LAYER.fullmatch(name)}
         in_use = mounted_below(self.path, mounted)
         orphans = self.unknown.judge(strangers, in_use, now, is_known=tables.is_whole)
-        if now - newest / 1e9 < TICK:
+        if now - changed < TICK:
             self.unknown.look_again(now)
         elsewhere = {name for root in self.roots if root != self.root for name in host.listed(f"{root}/overlay/l")}
         faults = find_faults(host, links, chains, looks, elsewhere)

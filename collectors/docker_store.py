@@ -14,7 +14,6 @@ A layer that moves from BuildKit to the images is in both for a while, so BuildK
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ from typing import NamedTuple
 from agent.errors import HostError, Malformed, Vanished
 from agent.host import Host
 from collectors.boltfile import read_whole
-from collectors.layerlinks import Chain, Faults, affected, find_faults, read_chain, read_links, still_names
+from collectors.layerlinks import Chain, Faults, affected, find_faults, read_chains, read_links, still_names
 from collectors.readers import bolt, docker_layers
 from collectors.stored import (
     TICK,
@@ -33,10 +32,12 @@ from collectors.stored import (
     Look,
     Scan,
     State,
+    Times,
     Unknown,
     directories,
-    look,
+    look_at,
     mounted_below,
+    newest,
     times,
 )
 
@@ -105,7 +106,6 @@ class DockerStore:
     clock: Callable[[], float] = time.time
     runtime: str = "docker"
     driver: str = "overlay2"
-    _turn: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def _layerdb(self) -> str:
@@ -113,32 +113,27 @@ class DockerStore:
 
     def signature(self, host: Host) -> Hashable:
         """Return what is another one whenever a new scan could find something else."""
-        watched = self._watched(host)
-        is_due = self.unknown.due is not None and self.clock() >= self.unknown.due
-        return watched, next(self._turn) if is_due else None
+        return self._watched(host), self.unknown.stamp(self.clock())
 
-    def _watched(self, host: Host) -> tuple[tuple[int, int, int] | None, ...]:
+    def _watched(self, host: Host) -> Times:
         paths = [self.path, f"{self.path}/l", f"{self.root}/buildkit/snapshots.db", self.pid_file]
         return times(host, [*paths, *(f"{self._layerdb}/{each}" for each in ("sha256", "mounts", "tmp"))])
 
     def scan(self, host: Host, mounted: Collection[str], now: float) -> Scan:
         """Read what is there; see Store."""
-        newest = max((each[1] for each in self._watched(host) if each is not None), default=0)
+        changed = newest(self._watched(host))
         links = read_links(host, self.path)
         names = [name for name in directories(host, self.path) if name != "l"]
         write_sets = list(self._write_sets(host))
         references = self._references(host)
-        looks = {name: seen for name in names if (seen := look(host, f"{self.path}/{name}", CONTENT)) is not None}
-        chains: dict[str, Chain] = {}
-        for name in looks:
-            with host.skipping():
-                chains[name] = read_chain(host, f"{self.path}/{name}")
+        looks = look_at(host, self.path, names, CONTENT)
+        chains = read_chains(host, self.path, looks)
         states = {name: references.state(name) for name in looks}
         strangers = {name: looks[name] for name in looks if states[name] is None and _LAYER.fullmatch(name)}
         unfinished = self._unfinished(host, write_sets, now)
         kept = mounted_below(self.path, mounted) | _unpacked(strangers, unfinished)
         orphans = self.unknown.judge(strangers, kept, now, is_known=references.is_whole)
-        if now - newest / 1e9 < TICK or now - references.unsettled < STARTING:
+        if now - changed < TICK or now - references.unsettled < STARTING:
             self.unknown.look_again(now)
         faults = find_faults(host, links, chains, looks)
         count = links.of()

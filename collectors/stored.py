@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+import itertools
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,6 +20,9 @@ MOST_LAYERS = 30_000  # of one store
 TICK = 1.0  # seconds: a directory that changed just now may change again without another time
 
 
+Times = tuple[tuple[int, int, int] | None, ...]  # signatures of files and directories
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A layer's directory. `path` is the host's, `content` the subdirectory with its files (`diff`, `fs`).
@@ -28,7 +32,7 @@ class Layer:
     lead to it. `container` is the whole id of the container that writes to it; of what `ctr` has made it is the name.
     `is_settled` is False while somebody may still unpack into it. `size` is bytes as the runtime noted them: for Docker
     the sum of its files' sizes, for containerd what it takes on the disk, for containers/storage the archive that it
-    was unpacked from. `inodes` is how many its content has, where the runtime noted that. `lowers` are below it.
+    was unpacked from. `lowers` are below it.
     """
 
     name: str
@@ -41,7 +45,6 @@ class Layer:
     is_settled: bool = True
     size: int | None = None
     lowers: int = 0
-    inodes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,11 @@ def look(host: Host, path: str, content: str) -> Look | None:
     return Look((inside.st_ino, inside.st_mtime_ns), files, max(own.st_ctime, inside.st_ctime))
 
 
+def look_at(host: Host, path: str, names: Iterable[str], content: str) -> dict[str, Look]:
+    """Look at these layers of a store's directory; those that are gone are left out."""
+    return {name: seen for name in names if (seen := look(host, f"{path}/{name}", content)) is not None}
+
+
 def directories(host: Host, path: str) -> list[str]:
     """Return the names of the directories in a store's directory, sorted. Raises Failed if they are too many."""
     found = sorted(name for name, is_directory in host.entries(path).items() if is_directory)
@@ -164,6 +172,7 @@ class Unknown:
     min_age: float = MIN_AGE
     apart: float = APART
     due: float | None = None
+    _turn: Iterator[int] = field(default_factory=itertools.count)
     _since: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def judge(self, looks: Mapping[str, Look], kept: Collection[str], now: float, *, is_known: bool) -> set[str]:
@@ -193,12 +202,21 @@ class Unknown:
         """Have a scan at a time, if none is to come before it."""
         self.due = at if self.due is None else min(self.due, at)
 
+    def stamp(self, now: float) -> int | None:
+        """Return another number each time while a scan is due, and None before."""
+        return next(self._turn) if self.due is not None and now >= self.due else None
+
     def is_old(self, seen: Look, now: float) -> bool:
         """Return whether nobody has changed a layer for long enough."""
         return now - seen.changed >= self.min_age
 
 
-def times(host: Host, paths: Collection[str]) -> tuple[tuple[int, int, int] | None, ...]:
+def newest(found: Times) -> float:
+    """Return when the last of them has changed, in seconds since the epoch."""
+    return max((each[1] for each in found if each is not None), default=0) / 1e9
+
+
+def times(host: Host, paths: Collection[str]) -> Times:
     """Return the signatures of files and directories; None for what is not there, or is refused."""
     found: list[tuple[int, int, int] | None] = []
     for path in paths:

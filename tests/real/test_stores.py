@@ -331,7 +331,7 @@ def test_containerd_is_read_while_it_writes(running: Containerd) -> None:
     (base,) = [layer for layer in scan.layers if known[layer.name].name == parent]
     inodes = int(run("du", "--inodes", "--summarize", f"{base.path}/fs").split()[0])
     used = int(run("du", "--block-size=1", "--summarize", f"{base.path}/fs").split()[0])
-    assert (base.inodes, base.size) == (inodes, used)
+    assert (known[base.name].inodes, base.size) == (inodes, used)
 
 
 def test_what_containerd_unpacks_is_incomplete_until_it_is_an_image(running: Containerd) -> None:

@@ -56,7 +56,6 @@ def test_snapshots_of_images_and_containers(machine: Machine) -> None:
         identity=(fs.st_ino, fs.st_mtime_ns),
         extras=0,
         size=2011136,
-        inodes=13,
     )
     assert (web.name, web.state, web.container, web.lowers, web.size) == ("2", "container", "web", 1, None)
     assert machine.states() == {"1": "image", "2": "container", "3": "container", "4": "image", "5": "container"}
