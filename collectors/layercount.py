@@ -153,12 +153,12 @@ class Counting:
             store.trees.pop(name).close()
         known = store.known.get(name)
         if known is not None and known.identity != layer.identity:
+            known = None
             del store.known[name]
             store.walks.pop(name, None)
-        if layer.is_settled and name not in store.known and name not in store.walks:
+        is_old = known is None or (_may_change(layer) and self._clock() - (known.at or -LOOK_AGAIN) >= LOOK_AGAIN)
+        if is_old and layer.is_settled and name not in store.walks:
             store.walks[name] = _walk(host, layer)
-        elif known is not None and _may_change(layer) and self._clock() - (known.at or -LOOK_AGAIN) >= LOOK_AGAIN:
-            store.walks.setdefault(name, _walk(host, layer))
 
     def _watch(self, host: Host, path: str, device: int) -> Watch:
         if device not in self._watches:

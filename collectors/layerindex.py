@@ -154,10 +154,8 @@ class Tree:
 
     def _compare(self, directories: Directories, root: int, node: Node) -> None:
         """Compare the times of a directory's subdirectories, and of the top."""
-        try:
-            descriptor = directories.open(root, node.path())
-        except OSError as error:
-            self._lose(node, error)
+        descriptor = self._open(directories, root, node)
+        if descriptor is None:
             return
         try:
             if node is self._top and os.fstat(descriptor).st_mtime_ns != node.changed:
@@ -179,6 +177,14 @@ class Tree:
         finally:
             os.close(descriptor)
 
+    def _open(self, directories: Directories, root: int, node: Node) -> int | None:
+        """Return a descriptor of a directory; None if it is not there, which is noted."""
+        try:
+            return directories.open(root, node.path())
+        except OSError as error:
+            self._lose(node, error)
+            return None
+
     def _lose(self, node: Node, error: OSError) -> None:
         """Take note of a directory that cannot be opened."""
         if error.errno == errno.EXDEV:  # something is mounted on it
@@ -197,10 +203,8 @@ class Tree:
         self._forget(node)
 
     def _read(self, directories: Directories, root: int, node: Node) -> None:
-        try:
-            descriptor = directories.open(root, node.path())
-        except OSError as error:
-            self._lose(node, error)
+        descriptor = self._open(directories, root, node)
+        if descriptor is None:
             return
         try:
             found = os.fstat(descriptor)
