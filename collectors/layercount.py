@@ -152,7 +152,7 @@ class Counting:
         if name in store.trees:
             store.trees.pop(name).close()
         known = store.known.get(name)
-        if known is not None and known.identity != layer.identity:
+        if known is not None and _is_another(layer, known.identity):
             known = None
             del store.known[name]
             store.walks.pop(name, None)
@@ -352,6 +352,11 @@ class Counting:
 def _may_change(layer: Layer) -> bool:
     """Return whether a layer that is walked is one of those that are written to."""
     return layer.state in ("container", "build")
+
+
+def _is_another(layer: Layer, identity: tuple[int, int]) -> bool:
+    """Return whether a layer's directory is not the one that was counted. That of one in use has another time often."""
+    return layer.identity[0] != identity[0] if _may_change(layer) else layer.identity != identity
 
 
 def _walk(host: Host, layer: Layer) -> Walk:

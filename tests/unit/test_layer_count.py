@@ -182,6 +182,19 @@ def test_a_container_with_too_many_directories_is_walked_again_and_again(store: 
     assert counts.age(str(store)) == 0
 
 
+def test_what_is_walked_again_and_again_keeps_its_count_meanwhile(store: Path, clocks: Clocks) -> None:
+    counts = counting(clocks, most=3)
+    counts.follow(Host(), str(store), [layer(store, "a", "container")])
+    counts.work(Host())
+    (store / "a" / "diff" / "new").touch()  # which changes the time of its content
+    counts.follow(Host(), str(store), [layer(store, "a", "container")])
+    assert files(counts, store, "a") == [21]
+    clocks.now += LOOK_AGAIN
+    counts.follow(Host(), str(store), [layer(store, "a", "container")])
+    counts.work(Host())
+    assert files(counts, store, "a") == [22]
+
+
 def test_a_file_that_grows_is_seen_after_ten_minutes(store: Path, clocks: Clocks) -> None:
     counts = counting(clocks)
     counts.follow(Host(), str(store), [layer(store, "1", "container")])
