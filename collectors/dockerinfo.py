@@ -1,4 +1,7 @@
-"""What a Docker daemon says of its storage, asked in a thread of its own: a question can hang, and takes seconds."""
+"""What a Docker daemon says of its storage, asked in a thread of its own: a question can hang, and takes seconds.
+
+And what its configuration says of that.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,24 @@ from dataclasses import dataclass, field
 from agent.dockerapi import Api, DockerApi
 from agent.errors import HostError, Malformed, Stuck, Vanished
 from agent.host import Host
-from collectors.readers.docker import Info, parse_info
+from collectors.readers.docker import Daemon, Info, parse_daemon, parse_info
 
 ASK_EVERY = 300.0  # seconds: the daemon counts its containers for it, and runs `runc --version`
 RETRY_EVERY = 30.0  # seconds after a failure
 FIRST = 2.0  # seconds that a run waits for the first answer, so that one run alone has it
 PID_FILE = "run/docker.pid"
+DAEMON_JSON = "/etc/docker/daemon.json"
 
 Connect = Callable[[str], Api]
 Signature = tuple[tuple[int, int, int], tuple[int, int, int] | None]
+
+
+def read_daemon(host: Host) -> Daemon:
+    """Return what daemon.json says, as an empty one where there is none. Raises a HostError if it cannot be read."""
+    try:
+        return parse_daemon(host.read_if_there(host.resolve(DAEMON_JSON)) or b"{}")
+    except ValueError as error:
+        raise Malformed(DAEMON_JSON, f"is not the JSON that we expect: {error}"[:500]) from error
 
 
 @dataclass(slots=True)

@@ -98,7 +98,8 @@ def _docker(
             if driver == info.driver
         ]
         return Store("docker", info.driver, root, places[0] if places else "", info.version, is_told=True)
-    candidates = {driver: f"{root}/{driver}" for driver in _graph_drivers(host, root)}
+    # if none has layers, those that were ever in use
+    candidates = {driver: f"{root}/{driver}" for driver in with_layers(host, root) or host.listed(f"{root}/image")}
     candidates |= dict(_snapshotters(host, managed))
     if len(candidates) > 1:
         mounted = {match["driver"] for point in points if (match := _below(point, root))}
@@ -116,11 +117,9 @@ def _below(point: str, root: str) -> re.Match[str] | None:
     return _DOCKER_ROOT.match(point, len(root) + len("/rootfs") * point.startswith(f"{root}/rootfs/"))
 
 
-def _graph_drivers(host: Host, root: str) -> list[str]:
-    """Return Docker's drivers that have layers there, or if none has any those that were ever in use."""
-    drivers = host.listed(f"{root}/image")
-    full = [driver for driver in drivers if host.listed(f"{root}/image/{driver}/layerdb/sha256")]
-    return full or drivers
+def with_layers(host: Host, root: str) -> list[str]:
+    """Return Docker's drivers that have, or had, layers of images in a data-root."""
+    return [driver for driver in host.listed(f"{root}/image") if host.listed(f"{root}/image/{driver}/layerdb/sha256")]
 
 
 def _snapshotters(host: Host, root: str) -> Iterator[tuple[str, str]]:

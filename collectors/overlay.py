@@ -23,18 +23,17 @@ from agent import dirents
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS, SHORT_ID, Containers
 from agent.dockerapi import DockerApi
-from agent.errors import HostError, Malformed, Unreachable, Unsupported, Vanished
+from agent.errors import HostError, Unreachable, Unsupported, Vanished
 from agent.finding import Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
 from collectors import drivers, overlay_mounts, rootfs, store_hazards
-from collectors.dockerinfo import Connect, Informant
+from collectors.dockerinfo import Connect, Informant, read_daemon
 from collectors.drivers import Residue, Roots, Store
 from collectors.overlay_mounts import PARAMETERS, Overlay, Table
-from collectors.readers import docker, overlay
+from collectors.readers import overlay
 from collectors.readers.docker import Daemon, Info
 from collectors.readers.mountinfo import Mount, carrier, parse, visible
-from collectors.store_hazards import DAEMON_JSON
 
 PAGE = os.sysconf("SC_PAGESIZE")
 OURS = "proc/self/mountinfo"
@@ -113,7 +112,7 @@ class Overlays:
         infos = [_resolved(host, info) for each in self._informants if (info := each.ask(host)) is not None]
         daemon = Daemon()
         with host.skipping():
-            daemon = _daemon(host)
+            daemon = read_daemon(host)
         roots = self._find_roots(host, daemon, infos)
         parameters = dict(_parameters(host))
         with host.skipping():
@@ -259,15 +258,6 @@ def _resolved(host: Host, info: Info) -> Info:
         return info._replace(root=host.resolve(info.root))
     except HostError:
         return info
-
-
-def _daemon(host: Host) -> Daemon:
-    try:
-        return docker.parse_daemon(host.read(host.resolve(DAEMON_JSON)))
-    except Vanished:
-        return Daemon()
-    except ValueError as error:
-        raise Malformed(DAEMON_JSON, f"is not the JSON that we expect: {error}"[:500]) from error
 
 
 def _parameters(host: Host) -> Iterator[tuple[str, int]]:

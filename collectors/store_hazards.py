@@ -9,12 +9,12 @@ from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import label
 from collectors import drivers
+from collectors.dockerinfo import DAEMON_JSON
 from collectors.drivers import Residue, Store
 from collectors.readers import storage_opts
 from collectors.readers.docker import Daemon
 from collectors.readers.mountinfo import Mount
 
-DAEMON_JSON = "/etc/docker/daemon.json"
 COPYING_DRIVERS = ("vfs", "native")  # each layer is a whole copy
 PLAIN_DRIVERS = ("overlay2", "overlay", "vfs", "aufs", "fuse-overlayfs")  # whose layers are mere directories
 NAMES = {"docker": "Docker", drivers.STORAGE: "CRI-O or Podman"}

@@ -20,7 +20,9 @@ from agent.host import Host
 from collectors.containerd_store import SNAPSHOTTER, ContainerdStore
 from collectors.containers_store import ContainersStore
 from collectors.docker_store import DockerStore
-from collectors.readers import containerd, containers_storage, docker
+from collectors.dockerinfo import read_daemon
+from collectors.drivers import with_layers
+from collectors.readers import containerd, containers_storage
 from collectors.readers.docker import Daemon
 from collectors.stored import BrokenLink, Layer, Scan, State, Store
 
@@ -128,7 +130,9 @@ def _remapped(host: Host, root: str) -> list[str]:
 
 def _daemon(host: Host) -> Daemon | None:
     """Return what Docker's configuration says; None if it cannot be read."""
-    return _parsed(host, "etc/docker/daemon.json", lambda text: docker.parse_daemon(text or b"{}"))
+    with host.skipping():
+        return read_daemon(host)
+    return None
 
 
 def _parsed(host: Host, path: str, parse: Callable[[bytes], _Config]) -> _Config | None:
@@ -147,11 +151,11 @@ def _is_overlay2_live(host: Host, root: str, daemon: Daemon | None) -> bool | No
         return None
     if daemon.is_containerd or (daemon.driver and daemon.driver != "overlay2"):
         return False
-    drivers = _drivers(host, root)
+    drivers = with_layers(host, root)
     if daemon.driver or daemon.is_containerd is False:
-        return True if daemon.driver or drivers == {"overlay2"} else None
+        return True if daemon.driver or drivers == ["overlay2"] else None
     has_snapshots = bool(host.listed(f"{root}/containerd/daemon/{SNAPSHOTTER}/snapshots"))
-    return True if drivers == {"overlay2"} and not has_snapshots else None
+    return True if drivers == ["overlay2"] and not has_snapshots else None
 
 
 def _is_containerd_live(host: Host, root: str, daemon: Daemon | None) -> bool | None:
@@ -162,9 +166,4 @@ def _is_containerd_live(host: Host, root: str, daemon: Daemon | None) -> bool | 
     if daemon.is_containerd is False or daemon.driver:
         return False
     has_snapshots = bool(host.listed(f"{root}/containerd/daemon/{SNAPSHOTTER}/snapshots"))
-    return True if has_snapshots and not _drivers(host, root) else None
-
-
-def _drivers(host: Host, root: str) -> set[str]:
-    """Return the graph drivers that have, or had, layers of images."""
-    return {each for each in host.listed(f"{root}/image") if host.listed(f"{root}/image/{each}/layerdb/sha256")}
+    return True if has_snapshots and not with_layers(host, root) else None
