@@ -6,6 +6,18 @@ import os
 from pathlib import Path
 
 
+def config(mount: Path, keep_firing_for: str) -> str:
+    """Return a configuration for this mount alone, with alerts that do not wait."""
+    return f"""
+collectors:
+  filesystem: {{interval: 1s, mount_points_include: "^{mount}$"}}
+watermarks:
+  inodes:
+    tiers: {{warning: {{for: 1s}}, critical: {{for: 1s}}}}
+rules: {{keep_firing_for: {keep_firing_for}}}
+"""
+
+
 class Inodes:
     """Empty files in a directory of their own."""
 

@@ -5,39 +5,30 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.inodes import Inodes
+from tests.e2e.inodes import Inodes, config
 from tests.e2e.stack import Receiver, Stack, seen, stack, until
 from tests.generate import ROOT
 
 EXAMPLE = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
-CONFIG = """
-collectors:
-  filesystem: {{interval: 1s, mount_points_include: "^{mount}$"}}
-watermarks:
-  inodes:
-    tiers: {{warning: {{for: 1s}}, critical: {{for: 1s}}}}
-rules: {{keep_firing_for: 8s}}
-"""
 WARNING, CRITICAL = "UllageInodesWarning", "UllageInodesCritical"
 DOWN, ABSENT = "UllageTargetDown", "UllageAbsent"
 
 
 @pytest.fixture
 def pager() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
+    with closing(Receiver()) as made:
+        yield made
 
 
 @pytest.fixture
 def team() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
+    with closing(Receiver()) as made:
+        yield made
 
 
 def example(pager: Receiver, team: Receiver) -> str:
@@ -62,7 +53,7 @@ def test_who_is_told_of_what_and_what_is_not_worth_a_word(
     ext4: Path, tmp_path: Path, pager: Receiver, team: Receiver
 ) -> None:
     inodes = Inodes(ext4)
-    with stack(tmp_path, CONFIG.format(mount=ext4), example(pager, team), is_hurried=True) as running:
+    with stack(tmp_path, config(ext4, "8s"), example(pager, team), is_hurried=True) as running:
         # critical inhibits the warning of the same target, which fires as well
         inodes.fill(0.92)
         until(lambda: pager.of(CRITICAL) == ["firing"], "the pager is told")

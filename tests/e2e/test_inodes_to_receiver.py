@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.inodes import Inodes
+from tests.e2e.inodes import Inodes, config
 from tests.e2e.stack import seen, stack, until
 
-CONFIG = """
-collectors:
-  filesystem: {{interval: 1s, mount_points_include: "^{mount}$"}}
-watermarks:
-  inodes:
-    tiers: {{warning: {{for: 1s}}, critical: {{for: 1s}}}}
-rules: {{keep_firing_for: 4s}}
-"""
 WARNING, CRITICAL = "UllageInodesWarning", "UllageInodesCritical"
 
 
@@ -26,7 +18,7 @@ WARNING, CRITICAL = "UllageInodesWarning", "UllageInodesCritical"
 @pytest.mark.slow
 def test_one_notification_up_none_in_the_band_one_down(ext4: Path, tmp_path: Path) -> None:
     inodes = Inodes(ext4)
-    with stack(tmp_path, CONFIG.format(mount=ext4)) as running:
+    with stack(tmp_path, config(ext4, "4s")) as running:
         receiver = running.receiver
 
         inodes.fill(0.70)
