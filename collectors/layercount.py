@@ -33,6 +33,7 @@ PAUSE = 0.04  # seconds after each
 AT_MOST = 10.0  # seconds that one round takes, however slow the disk
 SAVED_UP = 60.0  # seconds for which an unused budget is kept
 LOOK_AGAIN = 600.0  # seconds after which a whole layer is read again: files grow, and no directory tells
+WALKS_AT_ONCE = 4
 STATE = "layers.json"
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
@@ -196,7 +197,8 @@ class Counting:
             began = self._cpu()
             until = began + SLICE
             if not self._step(host, task, now, lambda until=until: self._cpu() >= until):  # type: ignore[misc]
-                tasks.append(task)
+                # a walk remembers inodes: few of them are under way at once
+                tasks.insert(len(tasks) if task.name in task.store.trees else WALKS_AT_ONCE - 1, task)
             spent = self._cpu() - began
             self._left -= spent
             since_pause += spent

@@ -117,6 +117,19 @@ def test_the_budget_is_kept_and_the_rest_waits(store: Path, clocks: Clocks) -> N
     assert counts.progress(str(store)) == 1
 
 
+def test_few_walks_are_under_way_at_once(store: Path, clocks: Clocks) -> None:
+    found = [layer(store, f"{number:02}", "image", files=1) for number in range(20)]
+    counts = counting(clocks)
+    counts.follow(Host(), str(store), found)
+    most, clocks.step = 0, 5 * SLICE  # a look at the clock ends a slice, and a few of them the round
+    while counts.progress(str(store)) < 1:
+        clocks.now += 10
+        counts.work(Host())
+        walks = counts._stores[str(store)].walks.values()
+        most = max(most, sum(walk._todo is not None for walk in walks))
+    assert 1 < most <= 4
+
+
 def test_what_was_counted_outlives_the_agent(store: Path, tmp_path: Path, clocks: Clocks) -> None:
     state = tmp_path / "state"
     found = [layer(store, "image", "image"), layer(store, "container", "container")]
