@@ -6,9 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.vm.cache import default_cache, keep
+from tests.refusal import refuse
+from tests.vm.cache import keep, shelf
 from tests.vm.debian import Archive, from_archive, unpack
 from tests.vm.errors import Unavailable
 
@@ -41,14 +40,7 @@ def newest(program: str) -> str:
         return f"prometheus-{version}"
 
     try:
-        directory = keep(default_cache().parent / "prometheus", "prometheus-*", make)
+        directory = keep(shelf("prometheus"), "prometheus-*", make)
     except Unavailable as error:
         refuse(str(error))
     return str(directory / "usr" / "bin" / program)
-
-
-def refuse(reason: str) -> None:
-    """Skip the test with a reason; in CI that is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)

@@ -14,15 +14,9 @@ import pytest
 
 from tests.deploy.docker import Docker, docker
 from tests.deploy.tools import kustomized, pod_of
+from tests.refusal import refuse
 
 TOOLS = ("dockerd", "docker", "mmdebstrap", "unshare", "nsenter", "mkfs.ext4", "mkfs.btrfs", "btrfs")
-
-
-def refuse(reason: str) -> None:
-    """Skip with the reason; in CI that is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,13 @@ network.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.vm.cache import keep
+from tests.vm.cache import keep, shelf
 from tests.vm.debian import output, parse_repositories
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,11 +24,10 @@ _EXCLUDED = ("usr/share/man", "usr/share/doc", "usr/share/locale")
 
 def base() -> Path:
     """Return the archive of a Debian with Python and its venv module, as slim as Debian's own slim images."""
-    shelf = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ullage" / "image"
-    for old in shelf.glob("base-*"):
+    for old in shelf("image").glob("base-*"):
         if time.time() - old.stat().st_mtime > KEEP_BASE:
             shutil.rmtree(old)
-    return keep(shelf, f"base-{SUITE}", _bootstrap) / "base.tar"
+    return keep(shelf("image"), f"base-{SUITE}", _bootstrap) / "base.tar"
 
 
 def _bootstrap(target: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.vm.cache import keep
+from tests.vm.cache import keep, shelf
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES, CHART = ROOT / "deploy" / "kubernetes", ROOT / "deploy" / "helm" / "ullage"
@@ -23,8 +22,7 @@ Objects = list[dict[str, Any]]
 
 def tool(name: str) -> str:
     """Return the path of `kubectl` or `helm`."""
-    shelf = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ullage" / "tools"
-    return str(keep(shelf, "kubectl-1.34", _unpack) / name)
+    return str(keep(shelf("tools"), "kubectl-1.34", _unpack) / name)
 
 
 def _unpack(target: Path) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
-from tests.vm.cache import keep
+from tests.vm.cache import keep, shelf
 from tests.vm.debian import output, parse_repositories
 
 VERSION = "1.20.2"  # of Debian; a change of build.sh wants another name in the cache
@@ -14,8 +13,7 @@ VERSION = "1.20.2"  # of Debian; a change of build.sh wants another name in the 
 
 def binaries() -> Path:
     """Return the directory of `bin` and `tools`, see build.sh."""
-    shelf = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ullage" / "k8s"
-    return keep(shelf, f"kubernetes-{VERSION}", _build)
+    return keep(shelf("k8s"), f"kubernetes-{VERSION}", _build)
 
 
 def _build(target: Path) -> str:

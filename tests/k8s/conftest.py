@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import image
-from tests.deploy.conftest import refuse
 from tests.deploy.docker import docker
 from tests.deploy.tools import kustomized, pod_of
 from tests.k8s.binaries import binaries
 from tests.k8s.cluster import Cluster, cluster
 from tests.real.dockerd import root_archive
+from tests.refusal import refuse
 
 TOOLS = ("dockerd", "docker", "mmdebstrap", "containerd", "runc", "ctr", "ip", "unshare", "nsenter", "gcc", "openssl")
 BUSYBOX, PAUSE = "ullage.test/busybox:1", "ullage.test/pause:1"

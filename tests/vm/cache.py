@@ -9,9 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def shelf(name: str) -> Path:
+    """Return one of our directories in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ullage" / name
+
+
 def default_cache() -> Path:
     """Return the lab's directory in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ullage" / "lab"
+    return shelf("lab")
 
 
 def keep(shelf: Path, pattern: str, make: Callable[[Path], str]) -> Path:
