@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-WAIT = 60.0  # seconds until a test gives up
+WAIT = 120.0  # seconds until a test gives up
 
 # nothing goes to the machine nor comes from it; what other tests have mounted on it is not this node's
 _SETUP = """

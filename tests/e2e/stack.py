@@ -26,7 +26,7 @@ from typing import Any
 
 from tests.bench.measure import free_port
 
-WAIT = 60.0  # seconds until a test gives up
+WAIT = 120.0  # seconds until a test gives up
 
 
 def fetch(url: str, timeout: float = 10.0) -> bytes:

@@ -17,7 +17,7 @@ from tests.deploy.node import Node
 from tests.deploy.tools import tool
 from tests.k8s import files
 
-WAIT = 120.0  # seconds until a test gives up
+WAIT = 300.0  # seconds until a test gives up
 _GET = "import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1], timeout=10).read())"
 
 

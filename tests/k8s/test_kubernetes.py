@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from tests.deploy.docker import Series
 from tests.deploy.test_daemonset import OWN, WRITE_EVERYWHERE
 from tests.deploy.tools import CHART, KUBERNETES
-from tests.k8s.cluster import Cluster
+from tests.k8s.cluster import WAIT, Cluster
 from tests.k8s.conftest import BUSYBOX
 from tests.k8s.files import ADDRESS
 
@@ -25,7 +26,11 @@ QOS: dict[str, dict[str, Any]] = {
     "burstable": {"requests": {"memory": "16Mi"}, "limits": {"memory": "64Mi"}},
     "besteffort": {},
 }
-READ = "/bin/dd if=/dev/urandom of=/tmp/file bs=1M count=20; /bin/sync; /bin/cat /tmp/file > /dev/null; /bin/sleep 1000"
+# again and again, as a machine that is short of memory takes pages that nobody reads
+READ = """
+/bin/dd if=/dev/urandom of=/tmp/file bs=1M count=20 conv=fsync
+while :; do /bin/cat /tmp/file > /dev/null; /bin/sleep 1; done
+"""
 # up to some 5,250 of the node's 6,000 inodes at once, and from there on 20 a second: critical from 5,400 on,
 # evicted from 5,700 on
 HOG = """
@@ -58,8 +63,8 @@ class Agent:
             if name == metric and wanted.items() <= dict(labels).items()
         ]
 
-    def is_as_the_kubelet_says(self, pod: str) -> bool:
-        """Return whether a pod has its 20 MiB of page cache in our series, and as many in the kubelet's."""
+    def page_cache(self, pod: str) -> tuple[list[float], list[float]]:
+        """Return the bytes of a pod's page cache in our series, and in the kubelet's."""
         labels = {"namespace": "default", "pod": pod, "container": "main"}
         ours = self.of("ullage_container_page_cache_bytes", **labels)
         theirs = [
@@ -67,7 +72,16 @@ class Agent:
             for (name, given), value in self.kubernetes.samples(f"http://{ADDRESS}:10255/metrics/cadvisor").items()
             if name == "container_memory_cache" and labels.items() <= dict(given).items()
         ]
+        return ours, theirs
+
+    def is_as_the_kubelet_says(self, pod: str) -> bool:
+        """Return whether a pod has its 20 MiB of page cache in our series, and as many in the kubelet's."""
+        ours, theirs = self.page_cache(pod)
         return len(ours) == len(theirs) == 1 and ours[0] > 19 * MIB and abs(ours[0] - theirs[0]) < MIB
+
+    def told(self, pod: str) -> str:
+        """Return what there is to know of a pod that is not as it should be."""
+        return f"{self.page_cache(pod)}: {self.kubernetes.kubectl('describe', 'pod', pod)}"
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +119,10 @@ def pod(name: str, script: str, resources: dict[str, Any]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 120
+def until(holds: Callable[[], bool], what: str, told: Callable[[], object] = str) -> None:
+    end = time.monotonic() + WAIT
     while not holds():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, f"not within {WAIT:.0f} s: {what}: {told()}"
         time.sleep(0.5)
 
 
@@ -126,7 +140,8 @@ def test_pods_of_all_classes_are_seen_by_name_with_their_page_cache_and_go_with_
     for name, resources in QOS.items():
         kubernetes.kubectl("apply", "--filename=-", stdin=pod(name, READ, resources))
     for name in QOS:
-        until(lambda name=name: agent.is_as_the_kubelet_says(name), f"{name} as the kubelet has it")  # type: ignore[misc]  # mypy infers no default
+        is_as_it_says, told = partial(agent.is_as_the_kubelet_says, name), partial(agent.told, name)
+        until(is_as_it_says, f"{name} as the kubelet has it", told)
         assert kubernetes.get("pod", name)["status"]["qosClass"].lower() == name
         assert len(agent.of("ullage_pod_page_cache_bytes", namespace="default", pod=name)) == 1
     kubernetes.kubectl("delete", "pod", *QOS, "--now")

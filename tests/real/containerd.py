@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.real.dockerd import root_archive
 
-WAIT = 60.0  # seconds until a test gives up
+WAIT = 120.0  # seconds until a test gives up
 
 
 class Containerd:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-WAIT = 60.0  # seconds until a test gives up
+WAIT = 120.0  # seconds until a test gives up
 
 
 def root_archive() -> bytes:

@@ -26,7 +26,7 @@ class Agent:
         flags = ["--web.listen-address=127.0.0.1:0", f"--path.state={directory / 'state'}"]
         with open(log, "w") as stderr:
             self.process = subprocess.Popen([sys.executable, "-m", "agent", "run", *flags], stderr=stderr)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not (match := URL.search(log.read_text())):
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.05)

@@ -12,7 +12,7 @@ import pytest
 from agent.uevents import Uevents
 from tests.real.conftest import run
 
-WAIT = 10.0
+WAIT = 60.0
 
 
 @pytest.mark.root

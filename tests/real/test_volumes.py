@@ -25,7 +25,7 @@ from tests.real.conftest import run
 from tests.real.dockerd import Dockerd, dockerd
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.slow]
-WAIT = 60.0  # seconds until a test gives up
+WAIT = 120.0  # seconds until a test gives up
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from agent import __version__
 from tests.unit.test_contract import KNOWN_TO_PROMTOOL
 
-WAIT = 20.0
+WAIT = 60.0
 URL = re.compile(r"url=(http://\S+)")
 
 

@@ -27,7 +27,7 @@ from tests.certificates import Authority
 
 PLAIN = [b"# TYPE ullage_x gauge\n", b'ullage_x{a="1"} 1\n', b"", b'ullage_x{a="2"} 2\n']
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-WAIT = 10.0
+WAIT = 60.0
 
 
 class App:

@@ -21,7 +21,7 @@ from collectors.readers import ata
 from tests.vm.guest.pools import helper, mapped, run
 
 MIB = 1 << 20
-WAIT = 20.0
+WAIT = 60.0
 
 
 class Node:
