@@ -135,7 +135,8 @@ def test_an_import_that_was_killed_leaves_an_orphan(docker: Dockerd) -> None:
     assert orphan.name not in before
     assert orphan.extras == 2  # its link, and the link to it
     assert len(scan.write_sets) == 1
-    assert (scan.broken, scan.litter, host.errors) == ((), (), {})
+    assert (scan.broken, scan.litter) == ((), ())
+    assert set(host.errors) <= {"vanished"}
 
 
 def feed(pipe: io.BufferedWriter | object, content: bytes) -> None:
@@ -186,7 +187,8 @@ def test_while_docker_imports_nothing_is_an_orphan(docker: Dockerd) -> None:
         is_over.set()
         looking.join(WAIT)
     assert seen - {"removing"} == {"image", "incomplete", "container"}
-    assert (problems, host.errors) == ([], {})
+    assert problems == []
+    assert set(host.errors) <= {"vanished"}  # what Docker removes between two looks of one scan
 
 
 @pytest.mark.docker
@@ -253,7 +255,7 @@ def test_layers_of_buildkit_are_never_orphans(docker: Dockerd, tmp_path: Path, n
     docker.docker("rmi", "built")
     docker.docker("builder", "prune", "--all", "--force")
     assert set(states(until_two_scans(host, store)).values()) <= {"image", "build", "removing"}
-    assert host.errors == {}
+    assert set(host.errors) <= {"vanished"}
 
 
 @pytest.fixture
@@ -310,7 +312,7 @@ def test_containerd_is_read_while_it_writes(running: Containerd) -> None:
         looking.join(WAIT)
     assert wrong == []
     assert len(counts) > 40
-    assert host.errors == {}
+    assert set(host.errors) <= {"vanished"}
     told = snapshots(running)
     end = time.monotonic() + WAIT
     while (known := store._snapshots(host)) is None or len(known) != len(told):  # containerd removes in its own time
