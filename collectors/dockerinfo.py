@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from agent.dockerapi import Api, DockerApi
@@ -27,10 +27,13 @@ Connect = Callable[[str], Api]
 Signature = tuple[tuple[int, int, int], tuple[int, int, int] | None]
 
 
-def read_daemon(host: Host) -> Daemon:
-    """Return what daemon.json says, as an empty one where there is none. Raises a HostError if it cannot be read."""
+def read_daemon(host: Host, avoid: Collection[str] = ()) -> Daemon:
+    """Return what daemon.json says, as an empty one where there is none. Raises a HostError if it cannot be read.
+
+    Mount points to avoid are as in `Host.resolve`.
+    """
     try:
-        return parse_daemon(host.read_if_there(host.resolve(DAEMON_JSON)) or b"{}")
+        return parse_daemon(host.read_if_there(host.resolve(DAEMON_JSON, avoid)) or b"{}")
     except ValueError as error:
         raise Malformed(DAEMON_JSON, f"is not the JSON that we expect: {error}"[:500]) from error
 

@@ -11,7 +11,6 @@ read-only of what only the container sees so: its bind of the host's root.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import select
@@ -28,6 +27,7 @@ from agent.errors import HostError, Malformed, Stuck, Unreachable
 from agent.host import Host, Space
 from agent.metric import Family, LabelSet, Metric, label
 from agent.watermark import Prediction, Reserve, Tier, Watermark
+from collectors.dockerinfo import read_daemon
 from collectors.readers.mountinfo import Mount, by_device, carrying, one_per_device, parse, visible
 
 GIB = 1 << 30
@@ -343,16 +343,8 @@ class Filesystems:
 def _docker_roots(host: Host, avoid: Collection[str]) -> list[str]:
     """Return the data-root that Docker's configuration names, if any."""
     with host.skipping():
-        path = host.resolve("etc/docker/daemon.json", avoid)
-        if not host.exists(path):
-            return []
-        try:
-            config = json.loads(host.read(path))
-        except (ValueError, RecursionError) as error:
-            raise Malformed(path, f"is not JSON: {error}") from error
-        root = config.get("data-root") if isinstance(config, dict) else None
-        if isinstance(root, str) and root.startswith("/"):
-            return [root]
+        root = read_daemon(host, avoid).root
+        return [root] if root else []
     return []
 
 

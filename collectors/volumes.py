@@ -25,6 +25,7 @@ from agent.errors import Denied, Malformed, Stuck, Unsupported, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
+from collectors.dockerinfo import read_daemon
 from collectors.readers import docker, zpool_events
 from collectors.readers.docker import ACTIONS, Container, Options, Volume
 from collectors.readers.mountinfo import Mount, carrier, parse, visible
@@ -170,7 +171,7 @@ class Volumes:
         """Return the data-roots: the usual ones, that of Docker's configuration, those of the volumes themselves."""
         roots = dict.fromkeys(self.start.runtimes.docker_roots)
         with host.skipping():
-            configured = self._read(host, "etc/docker/daemon.json", docker.parse_data_root)
+            configured = read_daemon(host).root
             roots |= {configured: None} if configured else {}
         for view in views:
             for volume in (view.volumes or {}).values():

@@ -211,11 +211,6 @@ def parse_daemon(text: bytes) -> Daemon:
     )
 
 
-def parse_data_root(text: bytes) -> str:
-    """Return the data-root that a daemon.json names, empty for none; ValueError if it is no such file."""
-    return parse_daemon(text).root
-
-
 def _convert(answer: object, kind: Any) -> Any:
     try:
         return msgspec.convert(answer, type=kind)

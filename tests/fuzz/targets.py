@@ -166,7 +166,8 @@ def fuzz_dm_line(line: str) -> None:
 
 def fuzz_docker(raw: bytes) -> None:
     with suppress(ValueError):
-        assert docker.parse_data_root(raw) == docker.parse_daemon(raw).root
+        root = docker.parse_daemon(raw).root
+        assert not root or root.startswith("/")
     with suppress(ValueError):
         assert docker.parse_options(raw).is_mount in (True, False)
     with suppress(ValueError):

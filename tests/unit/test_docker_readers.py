@@ -79,9 +79,9 @@ def test_a_quota_alone_needs_no_mount() -> None:
 
 
 def test_a_data_root_is_an_absolute_path() -> None:
-    assert docker.parse_data_root(b'{"data-root": "/data"}') == "/data"
-    assert docker.parse_data_root(b'{"data-root": "data"}') == ""
-    assert docker.parse_data_root(b"{}") == ""
+    assert docker.parse_daemon(b'{"data-root": "/data"}').root == "/data"
+    assert docker.parse_daemon(b'{"data-root": "data"}').root == ""
+    assert docker.parse_daemon(b"{}").root == ""
 
 
 def test_what_daemons_say_of_their_storage() -> None:
