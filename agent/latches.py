@@ -14,8 +14,7 @@ from typing import Any
 
 from agent import statefile
 
-TOO_OLD = 3600.0  # seconds; after that a level says nothing about now
-REFRESH = 600.0  # seconds between writes when nothing changes, well below TOO_OLD
+TOO_OLD = 3600.0  # seconds, well over statefile.REFRESH; after that a level says nothing about now
 _VERSION = 1
 
 
@@ -27,8 +26,7 @@ class Latches:
         self._clock = clock
         self._lock = threading.Lock()
         self._levels: dict[str, dict[str, tuple[int, float]]] = {}
-        self._is_dirty = False
-        self._saved_at = clock()
+        self._keeper = statefile.Keeper(path, _VERSION, self._gather, clock)
 
     def load(self) -> None:
         """Read the file. One that is too old is ignored; a damaged one is set aside, never fatal."""
@@ -56,25 +54,22 @@ class Latches:
             after = {target: kept for target, kept in before.items() if now - kept[1] < TOO_OLD}
             after.update({target: (level, now) for target, level in levels.items() if level or target in before})
             after = {target: kept for target, kept in after.items() if kept[0]}
-            self._is_dirty |= {t: k[0] for t, k in after.items()} != {t: k[0] for t, k in before.items()}
+            self._keeper.is_dirty |= {t: k[0] for t, k in after.items()} != {t: k[0] for t, k in before.items()}
             self._levels[watermark] = after
 
     def save_if_needed(self) -> None:
         """Write the file when a level has changed, or when its times would become too old."""
         with self._lock:
-            is_old = any(self._levels.values()) and self._clock() - self._saved_at > REFRESH
-        if self._is_dirty or is_old:
-            self.save()
+            is_aging = any(self._levels.values())
+        self._keeper.save_if_needed(is_aging=is_aging)
 
     def save(self) -> None:
         """Write the file by atomic rename. Failure is logged; the levels stay in memory."""
-        if self._path is None:
-            return
+        self._keeper.save()
+
+    def _gather(self) -> Mapping[str, Any]:
         with self._lock:
-            self._is_dirty = False
-            self._saved_at = self._clock()
-            levels = {watermark: dict(targets) for watermark, targets in self._levels.items()}
-        statefile.save(self._path, _VERSION, {"levels": levels})
+            return {"levels": {watermark: dict(targets) for watermark, targets in self._levels.items()}}
 
 
 def _decode(data: Any) -> dict[str, dict[str, tuple[int, float]]]:

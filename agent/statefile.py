@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import structlog
 
 LIMIT = 16 << 20  # bytes
+REFRESH = 600.0  # seconds between writes of a file whose times must not grow old, when nothing else changes
 T = TypeVar("T")
 
 
@@ -58,3 +60,37 @@ def save(path: Path, version: int, data: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         structlog.get_logger().warning("state not saved", path=str(path), error=error.strerror)
+
+
+class Keeper:
+    """Writes a state file when there is need: `is_dirty` is set by whoever changes what `gather` returns.
+
+    `gather` returns what the file is to hold; it is called from the thread that writes. No path: nothing is written.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        version: int,
+        gather: Callable[[], Mapping[str, Any]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.is_dirty = False
+        self._path = path
+        self._version = version
+        self._gather = gather
+        self._clock = clock
+        self._saved_at = clock()
+
+    def save_if_needed(self, *, is_aging: bool) -> None:
+        """Write after a change; every ten minutes too while what the file holds would become too old (`is_aging`)."""
+        if self.is_dirty or (is_aging and self._clock() - self._saved_at > REFRESH):
+            self.save()
+
+    def save(self) -> None:
+        """Write by atomic rename. Failure is logged."""
+        if self._path is None:
+            return
+        self.is_dirty = False  # before the look: a change during it may be in the file or not, and is written again
+        self._saved_at = self._clock()
+        save(self._path, self._version, self._gather())
