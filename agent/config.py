@@ -15,13 +15,13 @@ import msgspec
 from agent.collector import Collector
 from agent.containers import Runtimes
 from agent.errors import ConfigError
+from agent.rules import RUNBOOK_URL
 from agent.runner import Plan
 from agent.units import Seconds, Size
 from agent.watermark import Override, Reserve, Tier, Watermark
 from agent.yamlfile import At, read
 
 HOLD_MOST = 240.0  # seconds; below the five minutes for which Prometheus still finds the last ALERTS
-RUNBOOK_URL = "https://github.com/ullage/ullage/blob/main/docs/runbooks/{alert}.md"
 KEEP_FIRING_FOR = Seconds(300)
 
 
