@@ -6,6 +6,8 @@ import string
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from agent.metric import label
+
 Severity = Literal["info", "warning", "critical"]
 
 
@@ -30,6 +32,11 @@ class Finding:
             self.remedy.format(target=target, **fields),
         )
 
+    @property
+    def alert(self) -> str:
+        """The name of the alert that tells it, together with all others of its severity."""
+        return f"UllageFinding{self.severity.title()}"
+
     def fields(self) -> set[str]:
         """Return the names of the fields in both texts, `target` left out."""
         texts = self.explanation, self.remedy
@@ -44,3 +51,8 @@ class Found(NamedTuple):
     target: str
     explanation: str
     remedy: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all others of its collector: its id and its target, as the labels of `ullage_finding`."""
+        return self.finding.id, label(self.target)

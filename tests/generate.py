@@ -58,7 +58,7 @@ def findings_markdown() -> str:
     for name, finding in found:
         explanation, remedy = map(template, (finding.explanation, finding.remedy))
         text += f"\n## `{finding.id}`\n\nCollector `{name}`, severity {finding.severity}. {explanation}\n\n"
-        text += f"Remedy: {remedy}\n"
+        text += f"Remedy: {remedy}\n\nRunbook: [{finding.alert}](runbooks/{finding.alert}.md#{finding.id})\n"
     return text if found else text + "\nNo collector declares one yet.\n"
 
 
