@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agent.containers import Runtimes
+from agent.containers import LABELS, Runtimes
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import Family, Metric, Sample
@@ -49,6 +49,32 @@ class RateRatio:
 
 
 @dataclass(frozen=True, slots=True)
+class Fact:
+    """A metric whose labels say what this node is: each of its series that is not 0 is one line of the status."""
+
+    title: str
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """A metric by which the status ranks containers; `unit` is "bytes", or what is counted.
+
+    Raises ValueError unless the metric has the labels of a container.
+    """
+
+    title: str
+    metric: Metric
+    unit: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not of containers."""
+        if not set(LABELS) <= set(self.metric.labels):
+            message = f"{self.metric.name}: expected the labels {', '.join(LABELS)}"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """What a collector is started with. `state` is a directory of its own that outlives the agent, or None."""
 
@@ -68,6 +94,7 @@ class Collector:
     before its time. `rules` is a group of Prometheus rules as YAML, for what is no watermark; KEEP_FIRING_FOR and
     RUNBOOK(Alert) in it are replaced by what is configured. `progress` is the metric that says how much of a long work
     is done, from 0 to 1: the status page shows the least of it while it is below 1.
+    `facts` and `tops` are what the status tells of the node, and whom it ranks.
     """
 
     name: str
@@ -85,6 +112,14 @@ class Collector:
     rules: str = ""
     rate_ratios: tuple[RateRatio, ...] = ()
     progress: Metric | None = None
+    facts: tuple[Fact, ...] = ()
+    tops: tuple[Top, ...] = ()
+
+    @property
+    def kept(self) -> frozenset[Metric]:
+        """The metrics whose newest values are kept beside the page, for the status and for doctor."""
+        ratios = (metric for ratio in self.rate_ratios for metric in (ratio.top, ratio.bottom))
+        return frozenset((*ratios, *(fact.metric for fact in self.facts), *(top.metric for top in self.tops)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import structlog
 
@@ -27,11 +26,14 @@ from agent.exposition import Form, Pages
 from agent.host import Host
 from agent.ioctl import HelperIoctls
 from agent.latches import Latches
+from agent.metric import label
 from agent.probe import HelperProber
-from agent.runner import Level
-from agent.scheduler import Scheduler, Worker
+from agent.runner import Outcome
+from agent.scheduler import Scheduler
 from agent.selfmetrics import Reload, SelfPage
 from agent.server import Server
+from agent.sightings import Sightings
+from agent.status import Agent, Status, build, read_node
 from agent.webconfig import WebConfig
 from agent.webconfig import load as load_web
 
@@ -73,29 +75,67 @@ class Engine:
         self.ioctls = HelperIoctls()
         self.commands = HostCommands()
         self.latches = Latches(options.state / "watermarks.json" if options.state else None)
+        self.sightings = Sightings(options.state / "findings.json" if options.state else None)
         self.latches.load()
+        self.sightings.load()
         places = options.procfs, options.sysfs, options.rootfs, options.dev
-        host = Host(*places, self.prober, ioctls=self.ioctls, commands=self.commands)
-        self.scheduler = Scheduler(host, self.latches, self.pages, node, options.state)
+        self._host = Host(*places, self.prober, ioctls=self.ioctls, commands=self.commands)
+        self.scheduler = Scheduler(self._host, self.latches, self.pages, node, options.state)
         self._self_page = SelfPage(self.pages, self.reload, has_process=has_process)
         self._publishing = threading.Lock()
+        self._told: dict[str, Outcome] = {}
+        self._started_at = time.time()
+        self._config_file = label(options.config_file) if options.config_file is not None else None
+        self._node = node
         self.apply(config)
 
     def apply(self, config: Config) -> None:
         """Run what this configuration says."""
+        self._runbook_url = config.rules.runbook_url
+        self._node_status = read_node(self._host)
         self.scheduler.apply(config.plans)
         self.publish()
 
     def publish(self) -> None:
-        """Bring the agent's own page up to date."""
+        """Bring the agent's own page and the times of findings up to date."""
         with self._publishing:
+            for name, worker in self.scheduler.workers.items():
+                self._see(name, worker.runner.outcome)
             self._self_page.publish(self.scheduler.workers)
 
+    def _see(self, name: str, outcome: Outcome) -> None:
+        """Remember what a new run has found; one that failed says nothing."""
+        if outcome is not self._told.get(name) and outcome.is_conclusive:
+            self._told[name] = outcome
+            self.sightings.update(name, {found.key for found in outcome.findings}, outcome.last_success or time.time())
+
+    def status(self, most: int | None = None) -> Status:
+        """Return all that there is to tell, with the `most` fullest watermark targets."""
+        agent = Agent(
+            version=__version__,
+            node=self._node,
+            started_at=self._started_at,
+            config_file=self._config_file,
+            config_reloaded=self.reload.is_successful,
+            ready=self.scheduler.is_ready,
+        )
+        workers, url = self.scheduler.workers, self._runbook_url
+        return build(agent, self._node_status, workers, self.pages, self.sightings, runbook_url=url, most=most)
+
+    def save_if_needed(self) -> None:
+        """Write what outlives the agent, where it has changed."""
+        self.latches.save_if_needed()
+        self.sightings.save_if_needed()
+
+    def _save(self) -> None:
+        self.latches.save()
+        self.sightings.save()
+
     def stop(self, *, saves: bool = True) -> None:
-        """End all collectors, save the latches, end the helper processes."""
+        """End all collectors, save what outlives the agent, end the helper processes."""
         self.scheduler.stop(STOP_WITHIN)
         if saves:
-            saver = threading.Thread(target=self.latches.save, daemon=True)
+            saver = threading.Thread(target=self._save, daemon=True)
             saver.start()
             saver.join(SAVE_WITHIN)
         self.prober.close()
@@ -111,7 +151,6 @@ class Daemon:
         self._options = options
         self._collectors = collectors
         self._log = structlog.get_logger()
-        self._started_at = time.time()
         self._node = os.uname().nodename
         self._reloading = threading.Lock()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -167,10 +206,10 @@ class Daemon:
             self._engine.publish()
 
     def _keep_files(self) -> None:
-        """Keep what lies on disks: save the latches, take over changed certificates. A sick disk hangs only this."""
+        """Keep what lies on disks: save the state, take over changed certificates. A sick disk hangs only this."""
         while not self._is_stopping:
             time.sleep(KEEP_EVERY)
-            self._engine.latches.save_if_needed()
+            self._engine.save_if_needed()
             if self._web is not None and self._web.changed():
                 self._reload_web(self._web)
 
@@ -210,80 +249,9 @@ class Daemon:
             finally:
                 self._engine.publish()
 
-    def status(self) -> dict[str, Any]:
-        """Return all that the status page shows, as JSON has it."""
-        workers = self._engine.scheduler.workers
-        return {
-            "agent": {
-                "version": __version__,
-                "node": self._node,
-                "started_at": self._started_at,
-                "config_file": self._options.config_file,
-                "config_reloaded": self._engine.reload.is_successful,
-                "ready": self.is_ready(),
-            },
-            "collectors": [_collector_status(worker) for worker in workers.values()],
-            "watermarks": [
-                _level_status(level)
-                for worker in workers.values()
-                for table in worker.runner.outcome.levels
-                for level in table
-            ],
-            "findings": [
-                {
-                    "finding": found.finding.id,
-                    "severity": found.finding.severity,
-                    "target": found.target,
-                    "explanation": found.explanation,
-                    "remedy": found.remedy,
-                }
-                for worker in workers.values()
-                for found in worker.runner.outcome.findings
-            ],
-        }
-
-
-def _collector_status(worker: Worker) -> dict[str, Any]:
-    runner, outcome = worker.runner, worker.runner.outcome
-    if worker.is_overdue:
-        state = "overdue"
-    elif not worker.is_first_done:
-        state = "starting"
-    elif not outcome.is_supported:
-        state = "unsupported"
-    else:
-        state = "up" if outcome.is_up else "failing"
-    return {
-        "name": runner.plan.name,
-        "summary": runner.plan.collector.summary,
-        "state": state,
-        "reason": outcome.reason or None,
-        "progress": outcome.progress,
-        "last_success": outcome.last_success,
-        "age_seconds": None if outcome.last_success is None else max(0.0, time.time() - outcome.last_success),
-        "duration_seconds": outcome.duration if worker.is_first_done else None,
-        "interval_seconds": runner.plan.interval,
-        "series": outcome.series,
-        "series_budget": runner.plan.series_budget,
-        "series_dropped": outcome.dropped,
-        "errors": dict(runner.errors),
-    }
-
-
-def _level_status(level: Level) -> dict[str, Any]:
-    tier = level.tier
-    return {
-        "watermark": level.watermark.name,
-        "target": level.target,
-        "level": level.level,
-        "tier": tier.name if tier else None,
-        "severity": tier.severity if tier else None,
-        "ratio": level.reading.ratio,
-        "tiers": [
-            {"name": tier.name, "severity": tier.severity, "raise": tier.raise_at, "clear": tier.clear_at}
-            for tier in level.tiers
-        ],
-    }
+    def status(self, most: int | None = None) -> Status:
+        """Return all that there is to tell, with the `most` fullest watermark targets."""
+        return self._engine.status(most)
 
 
 def once(options: Options, collectors: Sequence[Collector], *, saves: bool) -> bytes:

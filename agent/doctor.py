@@ -115,7 +115,7 @@ def _readings(workers: Mapping[str, Worker]) -> _Readings:
     for worker in workers.values():
         for ratio in worker.runner.plan.collector.rate_ratios:
             places = [ratio.top.labels.index(name) for name in ratio.bottom.labels]
-            families = {family.metric: family for family in worker.runner.families}
+            families = worker.runner.outcome.families
             top, bottom = families.get(ratio.top), families.get(ratio.bottom)
             uppers = zip(top.labelsets, top.values, strict=True) if top else ()
             lowers = zip(bottom.labelsets, bottom.values, strict=True) if bottom else ()

@@ -70,33 +70,50 @@ class LevelTable:
 
     def __iter__(self) -> Iterator[Level]:
         """Yield the level of each target once."""
+        return (self.level(row) for row, _, _ in self.rows())
+
+    def rows(self) -> Iterator[tuple[int, str, float]]:
+        """Yield the row, the name and the ratio of each target once, where it has a ratio."""
         told = set()
-        for row, target in enumerate(self.targets):
-            reading = self.readings.at(row)
-            if reading is not None and target not in told:
+        for row, (target, ratio) in enumerate(zip(self.targets, self.readings.ratios, strict=True)):
+            if ratio is not None and target not in told:
                 told.add(target)
-                override = self.overridden.get(target)
-                tiers = override.tiers if override is not None else self.watermark.tiers
-                yield Level(self.watermark, target, self.raised.get(target, 0), reading, tiers)
+                yield row, target, ratio
+
+    def level(self, row: int) -> Level:
+        """Return the level of a target that has a ratio."""
+        target, reading = self.targets[row], self.readings.at(row)
+        assert reading is not None
+        override = self.overridden.get(target)
+        tiers = override.tiers if override is not None else self.watermark.tiers
+        return Level(self.watermark, target, self.raised.get(target, 0), reading, tiers)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the newest finished run left. Times are epoch seconds; `reason` says why it is not up.
+    """What the newest finished run left. `last_success` is epoch seconds; `reason` says why it is not up.
 
-    `progress` is that of a long work, from 0 to 1, where the collector has one.
+    `duration` and `cpu` are seconds that it took, by the clock and of a CPU in its own thread. `progress` is that of a
+    long work, from 0 to 1, where the collector has one. `families` are those that the declaration names for the status.
     """
 
     is_up: bool = False
     is_supported: bool = True
     reason: str = ""
     duration: float = 0.0
+    cpu: float = 0.0
     last_success: float | None = None
     series: int = 0
     dropped: int = 0
     levels: tuple[LevelTable, ...] = ()
     findings: tuple[Found, ...] = ()
     progress: float | None = None
+    families: Mapping[Metric, Family] = field(default_factory=dict)
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether what is not among its findings does not hold: it ran well, or there is nothing to run on."""
+        return self.is_up or not self.is_supported
 
 
 @dataclass(slots=True)
@@ -120,7 +137,6 @@ class Runner:
         self.plan = plan
         self.host = host.session()
         self.outcome = Outcome()
-        self.families: Sequence[Family] = ()
         self.transitions: Counter[str] = Counter()
         self._latches = latches
         self._pages = pages
@@ -130,7 +146,9 @@ class Runner:
         self._checked: dict[Metric, Sequence[LabelSet]] = {}
         self._declared = {metric: len(metric.labels) for metric in plan.collector.metrics}
         self._findings = set(plan.collector.findings)
+        self._kept = plan.collector.kept
         self._told = ""
+        self._cpu_began = 0.0
         self._log = structlog.get_logger().bind(collector=plan.name)
 
     @property
@@ -140,7 +158,7 @@ class Runner:
 
     def run(self, running: Running) -> None:
         """Do one run and publish what it gave. A failure keeps the old page until that is too old."""
-        began = self._clock()
+        began, self._cpu_began = self._clock(), time.thread_time()
         lack = self.plan.collector.needs(self.host)
         if lack is not None:
             self._withdraw(lack)
@@ -166,6 +184,7 @@ class Runner:
 
     def fail_start(self, error: Exception) -> None:
         """Record that the collector could not even be started."""
+        self._cpu_began = time.thread_time()
         self._fail(self._clock(), error.reason if isinstance(error, HostError) else "bug", repr(error), exc_info=True)
 
     def _fail(self, began: float, reason: str, detail: str, **extra: Any) -> None:
@@ -174,11 +193,13 @@ class Runner:
         self.outcome = Outcome(
             reason=detail,
             duration=self._clock() - began,
+            cpu=time.thread_time() - self._cpu_began,
             last_success=before.last_success,
             series=before.series,
             dropped=before.dropped,
             levels=before.levels,
             findings=before.findings,
+            families=before.families,
         )
         self._tell("collector failed", level="error", reason=reason, detail=detail, **extra)
 
@@ -187,17 +208,18 @@ class Runner:
         families += gathered.families.values()
         page = make_page(self._renderer, families, began, 3 * self.plan.interval)
         levels = self._step(families)
-        self.families = families if self.plan.collector.rate_ratios else ()
         self._pages.put(self.plan.name, page)
         self.outcome = Outcome(
             is_up=True,
             duration=self._clock() - began,
+            cpu=time.thread_time() - self._cpu_began,
             last_success=time.time(),
             series=page.series,
             dropped=self.outcome.dropped + gathered.dropped,
             levels=levels,
             findings=tuple(gathered.findings.values()),
             progress=self._progress(gathered),
+            families={family.metric: family for family in families if family.metric in self._kept},
         )
         if gathered.dropped:
             self._tell("series over budget dropped", level="warning", budget=self.plan.series_budget)

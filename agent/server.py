@@ -27,6 +27,7 @@ from agent import statuspage
 from agent.connections import Connection, HeadTooLarge, Slots
 from agent.errors import ConfigError, StartError
 from agent.negotiation import CONTENT_TYPES, accepts_gzip, choose_form
+from agent.status import Status
 from agent.webconfig import WebConfig
 
 BACKLOG = 512  # what the kernel holds while a burst of clients is let in; it takes no more than net.core.somaxconn
@@ -52,8 +53,8 @@ class App(Protocol):
         """Return whether the first round is complete."""
         ...
 
-    def status(self) -> dict[str, Any]:
-        """Return what the status page shows."""
+    def status(self, most: int | None = None) -> Status:
+        """Return the status, with the `most` fullest watermark targets (None: all of them)."""
         ...
 
     def reload(self) -> None:
@@ -299,11 +300,10 @@ class Server:
         return _text(HTTPStatus.OK, "Configuration reloaded.")
 
     def _answer_status(self, _request: Request) -> Answer:
-        body = msgspec.json.encode(_encodable(self._app.status()))
-        return Answer(HTTPStatus.OK, "application/json", [body])
+        return Answer(HTTPStatus.OK, "application/json", [msgspec.json.encode(self._app.status())])
 
     def _answer_status_page(self, _request: Request) -> Answer:
-        page = statuspage.render(self._app.status())
+        page = statuspage.render(msgspec.to_builtins(self._app.status(statuspage.ROWS)))
         headers = (
             ("Content-Security-Policy", statuspage.CONTENT_SECURITY_POLICY),
             ("X-Frame-Options", "DENY"),
@@ -354,14 +354,3 @@ def _text(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Answer:
 
 def _refused(status: HTTPStatus, text: str = "", *headers: tuple[str, str]) -> Answer:
     return _text(status, text or f"{status.phrase}.", *headers)
-
-
-def _encodable(value: Any) -> Any:
-    """Return a status that JSON can hold: names from the kernel may be bytes that are no UTF-8, as surrogates."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encodable(item) for item in value]
-    return value

@@ -22,7 +22,7 @@ from operator import mul
 
 import msgspec
 
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Fact, Start, Yield
 from agent.errors import HostError, Malformed, Stuck, Unreachable
 from agent.host import Host, Space
 from agent.metric import Family, LabelSet, Metric, label
@@ -405,4 +405,5 @@ COLLECTOR = Collector(
     metrics=(SIZE, FREE, AVAILABLE, FILES, FILES_FREE, LIMIT_KNOWN, READONLY, SHUTDOWN, ERRORS, STUCK, ROLE),
     watermarks=(INODES, BYTES),
     settings=Settings,
+    facts=(Fact("Filesystem roles", ROLE),),
 )

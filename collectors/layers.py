@@ -19,7 +19,7 @@ from typing import get_args
 
 import msgspec
 
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Fact, Start, Top, Yield
 from agent.containers import LABELS as CONTAINER
 from agent.containers import SHORT_ID, Containers, Runtimes
 from agent.dockerapi import DockerApi
@@ -395,4 +395,6 @@ COLLECTOR = Collector(
     settings=Settings,
     progress=PROGRESS,
     rules=RULES,
+    facts=(Fact("Layer stores", INFO),),
+    tops=(Top("Writable inodes", WRITABLE_FILES, "inodes"),),
 )

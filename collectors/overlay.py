@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agent import dirents
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Fact, Start, Yield
 from agent.containers import LABELS, SHORT_ID, Containers
 from agent.dockerapi import DockerApi
 from agent.errors import HostError, Unreachable, Unsupported, Vanished
@@ -281,5 +281,6 @@ COLLECTOR = Collector(
     interval=30.0,
     deadline=20.0,
     metrics=(DRIVER, MOUNTS, PARAMETER, D_TYPE, LOWERS, DATA, UPPER),
+    facts=(Fact("Storage drivers", DRIVER),),
     findings=(*overlay_mounts.FINDINGS, *store_hazards.FINDINGS, rootfs.NOT_MOUNTED),
 )

@@ -18,7 +18,7 @@ from operator import is_
 
 import msgspec
 
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Start, Top, Yield
 from agent.containers import LABELS, Containers
 from agent.errors import HostError, Malformed, Vanished, from_os
 from agent.finding import Finding, Found
@@ -651,4 +651,5 @@ COLLECTOR = Collector(
     findings=(POLLUTION, DROPPING, DOMINATED, DYING_CGROUPS),
     settings=Settings,
     needs=_needs,
+    tops=(Top("Page cache", STATS["container"][CACHE], "bytes"),),
 )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agent import statefile
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Fact, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
 from agent.errors import Malformed, Stuck, Unreachable, Vanished
@@ -620,4 +620,5 @@ COLLECTOR = Collector(
     watermarks=(QGROUP_REFERENCED, QGROUP_EXCLUSIVE),
     findings=(IS_INCONSISTENT, DISAPPEARED, HAS_ERRORS, METADATA_FULL, PRESSURE),
     needs=_needs,
+    facts=(Fact("Btrfs quota", MODE),),
 )

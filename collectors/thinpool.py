@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Fact, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
 from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
@@ -540,4 +540,5 @@ COLLECTOR = Collector(
     findings=(IS_LOOP_BACKED, IS_SMALL, NO_EXTENSION, READ_ONLY, UNCHECKED, STALLED, HELD),
     needs=_needs,
     uevents=("block",),
+    facts=(Fact("Thin pools", INFO),),
 )

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.collector import Collector, Start, Yield
+from agent.collector import Collector, Fact, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
 from agent.errors import Failed, Vanished
@@ -625,4 +625,5 @@ COLLECTOR = Collector(
     findings=(MISMATCH, UNSYNCED, SUSPENDED, FOREIGN, SKEWED),
     settings=Settings,
     needs=_needs,
+    facts=(Fact("ZFS pools", STATE), Fact("ZFS versions", VERSION)),
 )

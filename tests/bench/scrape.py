@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from agent.exposition import Form, Pages, Renderer, make_page
+from agent.status import Status
 from tests.bench.measure import Result, cpu_of, free_port, process, rounds, spent, wait_for
 from tests.bench.rendering import families
 
@@ -34,8 +34,8 @@ class Served:
     def is_ready(self) -> bool:
         return True
 
-    def status(self) -> dict[str, Any]:
-        return {}
+    def status(self, most: int | None = None) -> Status:  # noqa: ARG002  nobody asks
+        return Status()
 
     def reload(self) -> None:
         """Nothing to reload."""
