@@ -1,6 +1,7 @@
-"""The command line: `ullage run`, `once`, `doctor`, `check-config`, `rules`.
+"""The command line: `ullage run`, `once`, `doctor`, `lint-storage`, `check-config`, `rules`.
 
-Exit codes: 0 good, 1 failure, 2 bad input; of `doctor` 0 clean, 1 warnings, 2 critical, 3 could not judge.
+Exit codes: 0 good, 1 failure, 2 bad input; of `doctor` and `lint-storage` 0 clean, 1 warnings, 2 critical or errors, 3
+could not judge.
 """
 
 from __future__ import annotations
@@ -81,6 +82,17 @@ def _doctor(parsed: argparse.Namespace) -> int:
     else:
         sys.stdout.writelines(f"{line}\n" for line in doctor.show(report))
     return doctor.EXIT[report.verdict]
+
+
+def _lint_storage(parsed: argparse.Namespace) -> int:
+    from agent import storagelint  # noqa: PLC0415  as above
+
+    report = storagelint.judge(parsed.files)
+    if parsed.json:
+        print(report.as_json())  # noqa: T201  the command's answer
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in storagelint.show(report))
+    return report.exit_code
 
 
 def _check_config(parsed: argparse.Namespace) -> int:
@@ -174,6 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="for machines")
     _add_node(doctor)
+    lint = _command(
+        commands, "lint-storage", _lint_storage, "judge StorageClass, VolumeSnapshotClass and daemon.json offline"
+    )
+    lint.add_argument(
+        "files", nargs="+", metavar="FILE", help="YAML or JSON; those that belong together in one call; /dev/stdin"
+    )
+    lint.add_argument("--json", action="store_true", help="for machines")
     check = _command(commands, "check-config", _check_config, "check a configuration file")
     check.add_argument("file", metavar="FILE")
     rules = _command(commands, "rules", _rules, "print the alert rules for the watermarks in force")

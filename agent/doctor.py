@@ -16,6 +16,7 @@ from agent.collector import Collector, RateRatio
 from agent.daemon import Engine, Options
 from agent.runner import Level
 from agent.scheduler import Worker
+from agent.terminal import plain
 
 Verdict = Literal["clean", "warnings", "critical", "unknown"]
 EXIT: Mapping[Verdict, int] = {"clean": 0, "warnings": 1, "critical": 2, "unknown": 3}
@@ -162,31 +163,31 @@ def _filled(level: Level) -> Filled:
 
 def show(report: Report) -> Iterator[str]:
     """Yield the report's lines. What containers control is shown with its control characters escaped."""
-    yield f"{_plain(report.node)}: {report.verdict} (two readings, {report.seconds:g} s apart)"
+    yield f"{plain(report.node)}: {report.verdict} (two readings, {report.seconds:g} s apart)"
     yield ""
     yield "Collectors"
     for each in report.collectors:
         errors = ", ".join(f"{count} {reason}" for reason, count in sorted(each.errors.items()))
         told = "; ".join(filter(None, (each.reason, errors and f"skipped: {errors}")))
-        yield f"  {each.collector:<12} {each.state:<12} {_plain(told)}".rstrip()
+        yield f"  {each.collector:<12} {each.state:<12} {plain(told)}".rstrip()
     if report.watermarks:
         yield ""
         yield "Watermarks (| raise, : clear)"
         for level in sorted(report.watermarks, key=lambda each: (each.watermark, -each.ratio)):
             tier = f"  {level.tier}" if level.tier else ""
-            yield f"  {level.watermark:<18} {_bar(level)} {level.ratio:>6.1%}{tier}  {_plain(level.target)}"
+            yield f"  {level.watermark:<18} {_bar(level)} {level.ratio:>6.1%}{tier}  {plain(level.target)}"
     if report.ratios:
         yield ""
         yield "Amplification between the readings"
         for ratio in report.ratios:
             value = "too little was written to tell" if ratio.ratio is None else f"{ratio.ratio:.2f}"
-            yield f"  {ratio.layer:<12} {_plain(ratio.target)}: {value}"
+            yield f"  {ratio.layer:<12} {plain(ratio.target)}: {value}"
     yield ""
     yield "Findings" if report.findings else "No findings."
     for hazard in report.findings:
-        yield f"  {hazard.severity:<9} {hazard.finding}  {_plain(hazard.target)}"
-        yield f"            {_plain(hazard.explanation)}"
-        yield f"            $ {_plain(hazard.remedy)}"
+        yield f"  {hazard.severity:<9} {hazard.finding}  {plain(hazard.target)}"
+        yield f"            {plain(hazard.explanation)}"
+        yield f"            $ {plain(hazard.remedy)}"
 
 
 def _bar(level: Filled) -> str:
@@ -196,8 +197,3 @@ def _bar(level: Filled) -> str:
         bar[min(BAR - 1, int(low * BAR))] = ":"
         bar[min(BAR - 1, int(high * BAR))] = "|"
     return "".join(bar)
-
-
-def _plain(text: str) -> str:
-    """Return text that does nothing to a terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,9 +32,15 @@ _WORDS = {
 
 def read(file: str) -> Any:
     """Return what a file holds, None if it is empty; raises ConfigError."""
+    with explained(file), open(file, "rb") as stream:
+        return yaml.load(stream, Loader=_Loader)  # noqa: S506  a SafeLoader that also refuses doubled keys
+
+
+@contextmanager
+def explained(file: str) -> Iterator[None]:
+    """Turn what may befall the reader of a YAML file into a ConfigError that names it."""
     try:
-        with open(file, "rb") as stream:
-            return yaml.load(stream, Loader=_Loader)  # noqa: S506  a SafeLoader that also refuses doubled keys
+        yield
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -15,6 +15,7 @@ from agent import selfmetrics, selfrules
 from agent.finding import Finding, Severity
 from agent.metric import Metric
 from agent.rules import generate, watermarks_markdown
+from agent.storagelint import OFFLINE, RULES
 from agent.watermark import Watermark
 from dashboards.generate import DASHBOARDS
 from tests.promtool_agent_cases import agent_cases, finding_cases, layer_cases
@@ -60,6 +61,20 @@ def findings_markdown() -> str:
         text += f"\n## `{finding.id}`\n\nCollector `{name}`, severity {finding.severity}. {explanation}\n\n"
         text += f"Remedy: {remedy}\n\nRunbook: [{finding.alert}](runbooks/{finding.alert}.md#{finding.id})\n"
     return text if found else text + "\nNo collector declares one yet.\n"
+
+
+def lint_markdown() -> str:
+    """Return docs/lint-storage.md."""
+    text = (
+        HEAD
+        + "# What `ullage lint-storage` judges\n\n`{fields}` are filled with what the file says. No file tells:\n\n"
+    )
+    text += "".join(f"- of a {kind}: {what}\n" for kind, what in OFFLINE.items())
+    return (
+        text
+        + "\n| rule | severity | what it says |\n| --- | --- | --- |\n"
+        + "".join(f"| `{rule.id}` | {rule.severity} | {rule.text} |\n" for rule in RULES)
+    )
 
 
 def rules() -> str:
@@ -125,6 +140,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/watermarks.md": watermarks,
     "docs/metrics.md": metrics_markdown,
     "docs/findings.md": findings_markdown,
+    "docs/lint-storage.md": lint_markdown,
     **{f"dashboards/{name}.json": dashboard.json for name, dashboard in DASHBOARDS.items()},
     **{f"deploy/helm/ullage/files/dashboards/{name}.json": each.json for name, each in DASHBOARDS.items()},
     "deploy/rules/tests/agent.yml": agent_cases,

@@ -1,8 +1,9 @@
-"""Docker's `storage-opts`, such as `overlay2.size=10G`: which of them a daemon refuses, and does not start for.
+"""Docker's storage drivers and their `storage-opts`, such as `overlay2.size=10G`: what a daemon does not start for.
 
 Source: parseOptions of each driver in moby's daemon/graphdriver (20.10 to 29). A driver refuses what it does not know,
 that of other drivers too. `overlay2.override_kernel_check` did nothing since 23.0 and is refused since 24.0. Names are
 told apart without regard to case, but for those of vfs.
+The drivers are those of daemon/graphdriver/register, with the first version that has one no more.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+REMOVED_IN = {"aufs": 24, "overlay": 24, "devicemapper": 25}  # major versions of Docker
+DRIVERS = ("overlay2", "overlayfs", "btrfs", "zfs", "vfs", "fuse-overlayfs")  # of today's; overlayfs is containerd's
 KERNEL_CHECK = "overlay2.override_kernel_check"
 KERNEL_CHECK_UNTIL = 24
 _KNOWN = {

@@ -1,7 +1,8 @@
 """What is fuzzed: one target per reader, which gives one input to everything that the reader offers.
 
-A target passes over the errors that a function documents; anything else that it raises is a bug. It may not depend on
-what it was called with before: then an input alone would not repeat what it did.
+So is what reads the files that people give to `ullage lint-storage`. A target passes over the errors that a function
+documents; anything else that it raises is a bug. It may not depend on what it was called with before: then an input
+alone would not repeat what it did.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from agent import manifests, storagelint
+from agent.errors import ConfigError
 from collectors.readers import (
     ata,
     blockstat,
@@ -236,6 +239,17 @@ def fuzz_slabinfo(raw: bytes) -> None:
     expect_finite(slabinfo.parse(raw, 4096).values())
 
 
+def fuzz_storagelint(raw: bytes) -> None:
+    text = raw.decode("utf-8", "replace")
+    with suppress(ConfigError):
+        for node in manifests.parse("x", text):
+            assert node.line > 0
+    for name in ("x.yaml", "daemon.json"):
+        report = storagelint.judge([name], lambda _: text)
+        assert all(line.isprintable() for line in storagelint.show(report))
+        assert report.exit_code in (0, 1, 2, 3)
+
+
 def fuzz_zpool_events(raw: bytes) -> None:
     for snapshot in zpool_events.parse_snapshots(raw):
         assert snapshot.time >= 0
@@ -258,6 +272,7 @@ TARGETS: dict[str, Target] = {
     "overlay": fuzz_overlay,
     "slabinfo": fuzz_slabinfo,
     "storage_opts": fuzz_storage_opts,
+    "storagelint": fuzz_storagelint,
     "zfs": fuzz_zfs,
     "zpool_events": fuzz_zpool_events,
 }

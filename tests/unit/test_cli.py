@@ -88,7 +88,9 @@ def test_version() -> None:
     assert ullage("--version").stdout == f"ullage {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("once",), ("check-config",), ("rules",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("once",), ("check-config",), ("rules",), ("lint-storage",), ("doctor",)]
+)
 def test_help_is_there_for_every_command(command: tuple[str, ...]) -> None:
     answer = ullage(*command, "--help")
     assert answer.returncode == 0
@@ -104,6 +106,7 @@ def test_help_is_there_for_every_command(command: tuple[str, ...]) -> None:
         ("run", "--collector.filesys"),
         ("once", "--log.level=loud"),
         ("check-config",),
+        ("lint-storage",),
         ("check-config", "/nonexistent"),
         ("rules", "--config.file=/nonexistent"),
         ("once", "--config.file=/nonexistent"),
