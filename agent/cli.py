@@ -17,11 +17,13 @@ from typing import Any
 
 from agent import __version__, config, log, selfrules
 from agent.containers import Runtimes
-from agent.errors import ConfigError, UllageError
+from agent.errors import ConfigError, Stuck, UllageError
+from agent.host import Host
 from agent.rules import generate
+from agent.terminal import plain
 from collectors import ALL
 
-FAILURE, USAGE = 1, 2
+FAILURE, USAGE, COULD_NOT_JUDGE = 1, 2, 3
 _RUNTIME_FIELDS = tuple(field for keys in config.RUNTIME_KEYS.values() for field in keys.values())
 
 
@@ -75,6 +77,8 @@ def _once(parsed: argparse.Namespace) -> int:
 def _doctor(parsed: argparse.Namespace) -> int:
     from agent import doctor  # noqa: PLC0415  as above
 
+    if parsed.advise:
+        return _advise(parsed)
     report = doctor.examine(_options(parsed), ALL, parsed.seconds)
     if parsed.json:
         json.dump(report.as_dict(), sys.stdout, indent=1)
@@ -82,6 +86,29 @@ def _doctor(parsed: argparse.Namespace) -> int:
     else:
         sys.stdout.writelines(f"{line}\n" for line in doctor.show(report))
     return doctor.EXIT[report.verdict]
+
+
+def _advise(parsed: argparse.Namespace) -> int:
+    from rich.console import Console  # noqa: PLC0415  as above
+
+    from agent import advice  # noqa: PLC0415  as above
+
+    options = _options(parsed)
+    runtimes = options.load(ALL).runtimes
+    try:
+        node = advice.survey_in_time(Host(options.procfs, options.sysfs, options.rootfs, options.dev), runtimes)
+    except Stuck as error:
+        return _complain(error, COULD_NOT_JUDGE)
+    found = advice.judge(node)
+    console = Console()
+    if parsed.json:
+        print(advice.as_json(node, found))  # noqa: T201  the command's answer
+    elif console.is_terminal:
+        for part in (*advice.facts(node), advice.table(found), *advice.conclusion(found)):
+            console.print(plain(part) if isinstance(part, str) else part, markup=False, highlight=False)
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in advice.show(node, found))
+    return advice.exit_code(found)
 
 
 def _lint_storage(parsed: argparse.Namespace) -> int:
@@ -185,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=10.0, help="between the two readings; rates are over this time (%(default)s)"
     )
     doctor.add_argument("--json", action="store_true", help="for machines")
+    doctor.add_argument(
+        "--advise", action="store_true", help="tell instead which storage drivers could be used on this node, and why"
+    )
     _add_node(doctor)
     lint = _command(
         commands, "lint-storage", _lint_storage, "judge StorageClass, VolumeSnapshotClass and daemon.json offline"

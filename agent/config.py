@@ -74,10 +74,11 @@ class RulesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration: one plan per collector that shall run, and the rules."""
+    """The whole configuration: one plan per collector that shall run, the rules, where runtimes are."""
 
     plans: tuple[Plan, ...]
     rules: RulesConfig
+    runtimes: Runtimes
     file: str | None = None
 
     @property
@@ -126,7 +127,7 @@ def _build(
         )
         if switches.get(collector.name, is_enabled):
             plans.append(replace(plan, runtimes=places))
-    return Config(tuple(plans), rules, file or None)
+    return Config(tuple(plans), rules, places, file or None)
 
 
 def _runtimes(at: At, data: Any) -> Runtimes:

@@ -11,7 +11,6 @@ is mounted with it off: files and directories of it cannot be opened (EPERM).
 from __future__ import annotations
 
 import os
-import posixpath
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,24 +18,23 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from agent import dirents
 from agent.collector import Collector, Fact, Start, Yield
 from agent.containers import LABELS, SHORT_ID, Containers
 from agent.dockerapi import DockerApi
-from agent.errors import HostError, Unreachable, Unsupported, Vanished
+from agent.errors import HostError, Unsupported
 from agent.finding import Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
 from collectors import drivers, overlay_mounts, rootfs, store_hazards
 from collectors.dockerinfo import Connect, Informant, read_daemon
 from collectors.drivers import Residue, Roots, Store
+from collectors.entrytypes import EntryTypes
 from collectors.overlay_mounts import PARAMETERS, Overlay, Table
 from collectors.readers import overlay
 from collectors.readers.docker import Daemon, Info
-from collectors.readers.mountinfo import Mount, carrier, parse, visible
+from collectors.readers.mountinfo import carrier
 
 PAGE = os.sysconf("SC_PAGESIZE")
-OURS = "proc/self/mountinfo"
 OVERLAY_DRIVERS = ("overlay2", "overlay", "overlayfs")
 
 DRIVER = Metric(
@@ -78,19 +76,17 @@ UPPER = Metric(
 
 @dataclass(slots=True)
 class Overlays:
-    """The running collector. `connect` makes a client of Docker's API; `types` reads a directory's entries."""
+    """The running collector. `connect` makes a client of Docker's API; `types` looks at directory entries."""
 
     start: Start
     connect: Connect = DockerApi
-    types: Callable[[str], Mapping[bytes, int]] = dirents.types
+    types: EntryTypes = field(default_factory=EntryTypes)
     clock: Callable[[], float] = time.monotonic
     page: int = PAGE
     _informants: list[Informant] = field(init=False)
     _roots: Roots | None = None  # as `_containers` knows them
     _containers: Containers = field(init=False)
     _text: tuple[bytes, Roots] | None = None
-    _own_text: bytes = b""
-    _own: Mapping[str, Mount] = field(default_factory=dict)  # our own view
     _table: Table = field(default_factory=lambda: Table({}, {}, frozenset(), ()))
     _residues: dict[str, tuple[drivers.Signature, Residue]] = field(default_factory=dict)
     _unmounted: rootfs.Watch = field(init=False)
@@ -167,14 +163,6 @@ class Overlays:
         self._table = overlay_mounts.read(host, text, homes)
         self._text = text, roots
 
-    def _reaches(self, host: Host, path: str, device: str) -> bool:
-        """Return whether a path of the host's leads us to that device: we may not have the mount in our view."""
-        text = host.read(OURS)
-        if text != self._own_text:
-            self._own_text, self._own = text, {mount.mountpoint: mount for mount in visible(parse(text)[0])}
-        found = carrier(self._own, host.real(path))
-        return found is not None and found.device == device
-
     def _labels(self, each: Overlay) -> LabelSet | None:
         """Return the labels of the container whose root it is, None if it is none's."""
         if each.owner:
@@ -211,8 +199,10 @@ class Overlays:
             yield DRIVER(1, store.runtime, label(store.driver), label(store.path), label(fstype), label(store.version))
             with host.skipping():
                 mount = carrier(self._table.top, store.path) if store.path else None
-                is_supported = self._has_types(host, store.path, mount) if mount is not None else None
-                if mount is None or is_supported is None:
+                if mount is None:
+                    continue
+                is_supported = self.types.kept(host, store.path, mount, self._table.top)
+                if is_supported is None:
                     continue
                 shown = self._table.shown.get(mount.device, mount.mountpoint)
                 supported[shown] = is_supported
@@ -220,20 +210,6 @@ class Overlays:
                     yield store_hazards.no_dtype(store, mount, shown)
         for mountpoint, is_supported in supported.items():
             yield D_TYPE(int(is_supported), label(mountpoint))
-
-    def _has_types(self, host: Host, path: str, mount: Mount) -> bool | None:
-        """Return whether the filesystem below a path keeps types, None where there is no entry to tell by."""
-        while path != "/" and carrier(self._table.top, path) == mount:
-            if not self._reaches(host, path, mount.device):
-                raise Unreachable(path)
-            try:
-                found = self.types(host.real(path))
-            except Vanished:  # a driver that was used never, or whose files are elsewhere
-                found = {}
-            if found:
-                return dirents.UNKNOWN not in found.values()
-            path = posixpath.dirname(path)
-        return None
 
     def _find_residues(self, host: Host, found: Iterable[Store]) -> Iterator[Found]:
         for store in found:

@@ -64,12 +64,12 @@ class Machine:
 
     def start(self, start: Start) -> Running:
         made = Overlays(start, lambda _socket: self.daemon, clock=lambda: self.clock)
-        read = made.types
+        read = made.types.read
 
         def types(path: str) -> Mapping[bytes, int]:
             return read(path) if self.types is None else self.types
 
-        made.types = types
+        made.types.read = types
         return made
 
     def connect(self) -> None:
