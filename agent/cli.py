@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, config, log, selfrules
+from agent import log  # first, as it spares us what structlog imports
+
+# isort: split
+from agent import __version__, config, selfrules
 from agent.containers import Runtimes
 from agent.errors import ConfigError, Stuck, UllageError
 from agent.host import Host

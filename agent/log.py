@@ -6,7 +6,12 @@ import logging
 import sys
 from typing import Literal, TextIO
 
-import structlog
+# structlog imports rich where it finds it, for tracebacks in colours: 5 MiB that only doctor has a use for
+_IS_LOADED = sys.modules.setdefault("rich", None) is not None  # type: ignore[arg-type]  # None stands for "not there"
+import structlog  # noqa: E402
+
+if not _IS_LOADED:
+    del sys.modules["rich"]
 
 Format = Literal["logfmt", "json"]
 FORMATS: tuple[Format, ...] = ("logfmt", "json")

@@ -307,3 +307,9 @@ def test_the_status_is_the_same_as_json_and_as_a_page(tmp_path: Path) -> None:
     assert {entry["watermark"] for entry in status["watermarks"]} >= {"inodes", "filesystem_bytes"}
     for entry in status["collectors"]:
         assert entry["name"] in page
+
+
+def test_the_daemon_does_not_carry_what_only_doctor_draws_with() -> None:
+    program = "import sys; import agent.cli, agent.daemon; print('rich' in sys.modules); import rich.console"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n"
