@@ -241,13 +241,12 @@ class Daemon:
                 self._engine.apply(self._config)
             except ConfigError as error:
                 reload.is_successful = False
+                self._engine.publish()  # before it is told, as whoever reads the log may look
                 self._log.error("configuration not reloaded", error=str(error))
                 raise
-            else:
-                reload.is_successful, reload.succeeded_at = True, time.time()
-                self._log.info("configuration reloaded", config=self._options.config_file)
-            finally:
-                self._engine.publish()
+            reload.is_successful, reload.succeeded_at = True, time.time()
+            self._engine.publish()
+            self._log.info("configuration reloaded", config=self._options.config_file)
 
     def status(self, most: int | None = None) -> Status:
         """Return all that there is to tell, with the `most` fullest watermark targets."""
