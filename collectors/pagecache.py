@@ -13,7 +13,6 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import is_
 
 import msgspec
@@ -27,12 +26,12 @@ from agent.inotify import CREATE, DELETE, IGNORED, IS_DIRECTORY, OVERFLOW, Inoti
 from agent.metric import Family, Kind, LabelSet, Metric, label
 from agent.ranking import biggest
 from agent.watermark import Tier, Watermark
+from collectors.cgroups import CGROUPS, Layout, layout
 from collectors.readers import slabinfo
 from collectors.readers.cgroup import KEYS_V1, KEYS_V2, Row, parse_limit, parse_numbers, parse_pressure, stat_parser
 
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
-CGROUPS, UNIFIED, MEMORY = "sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/memory"
 STAT_BYTES = 1 << 14  # memory.stat has less than 3 KiB today
 REDISCOVER_EVERY = 300.0  # seconds; finds what containers make below themselves, which no event tells of
 SLICES = 100
@@ -172,26 +171,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Refuse numbers that make no sense."""
         if self.top < 1 or self.kept_descriptors < 0:
             raise ValueError("a top of 1 or more, and 0 or more kept_descriptors")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the memory controller is, which version, and where PSI files are, if anywhere."""
-
-    root: str
-    is_v2: bool
-    pressure_root: str | None
-
-
-def layout(host: Host) -> Layout | None:
-    """Return how cgroups are mounted; in a hybrid tree memory is version 1, but PSI is on the version 2 side."""
-    if host.exists(f"{CGROUPS}/cgroup.controllers"):
-        return Layout(CGROUPS, is_v2=True, pressure_root=CGROUPS)
-    if host.exists(f"{MEMORY}/memory.stat"):
-        return Layout(
-            MEMORY, is_v2=False, pressure_root=UNIFIED if host.exists(f"{UNIFIED}/cgroup.controllers") else None
-        )
-    return None
 
 
 class Group:

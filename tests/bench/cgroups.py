@@ -18,7 +18,8 @@ from agent.exposition import Pages
 from agent.host import Host
 from agent.latches import Latches
 from agent.runner import Plan, Runner
-from collectors.pagecache import COLLECTOR, PageCache, Settings, layout
+from collectors.cgroups import layout
+from collectors.pagecache import COLLECTOR, PageCache, Settings
 from tests.bench.measure import Result, own_cpu, rounds, spent
 
 CGROUPS = int(os.environ.get("ULLAGE_BENCH_CGROUPS", "4000"))  # the lab's emulated processor is content with fewer

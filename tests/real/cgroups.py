@@ -11,7 +11,8 @@ from pathlib import Path
 from agent.collector import Start
 from agent.host import Host
 from agent.metric import Family
-from collectors.pagecache import PageCache, Settings, layout
+from collectors.cgroups import layout
+from collectors.pagecache import PageCache, Settings
 
 MIB = 1 << 20
 

@@ -9,7 +9,8 @@ import pytest
 
 from agent.host import Host
 from agent.metric import Sample
-from collectors.pagecache import DYING, layout
+from collectors.cgroups import layout
+from collectors.pagecache import DYING
 from tests.real.cgroups import MIB, Sweep, cgroup, cold_file
 
 SIZE = 64 * MIB
