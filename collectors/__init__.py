@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem, layers, overlay, pagecache, qgroup, thinpool, volumes, writeamp, zfs
+from collectors import filesystem, kernellog, layers, overlay, pagecache, qgroup, thinpool, volumes, writeamp, zfs
 
 ALL: tuple[Collector, ...] = (
     filesystem.COLLECTOR,
+    kernellog.COLLECTOR,
     layers.COLLECTOR,
     overlay.COLLECTOR,
     pagecache.COLLECTOR,

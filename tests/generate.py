@@ -18,7 +18,7 @@ from agent.rules import generate, watermarks_markdown
 from agent.storagelint import OFFLINE, RULES
 from agent.watermark import Watermark
 from dashboards.generate import DASHBOARDS
-from tests.promtool_agent_cases import agent_cases, finding_cases, layer_cases
+from tests.promtool_agent_cases import agent_cases, finding_cases, kernel_cases, layer_cases
 from tests.promtool_cases import VALUES, cases
 from tests.promtool_trends import trend_cases
 
@@ -145,6 +145,7 @@ FILES: dict[str, Callable[[], str]] = {
     **{f"deploy/helm/ullage/files/dashboards/{name}.json": each.json for name, each in DASHBOARDS.items()},
     "deploy/rules/tests/agent.yml": agent_cases,
     "deploy/rules/tests/findings.yml": finding_cases,
+    "deploy/rules/tests/kernel_log.yml": kernel_cases,
     "deploy/rules/tests/layers.yml": layer_cases,
 }
 

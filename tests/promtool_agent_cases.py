@@ -68,6 +68,23 @@ FINDINGS = tuple(
     for severity, hold in (("info", 4), ("warning", 2), ("critical", 1))
 )
 OLD = Signal("UllageLayersCountOld", 'ullage_layers_count_age_seconds{store="/docker", instance="node-1"}', 3600, 9, 4)
+KERNEL = 'job="ullage", instance="node-1"'
+KERNEL_LOG = (
+    Signal(
+        "UllageKernelErrorsContinue",
+        f'ullage_kernel_events_total{{subsystem="block", event="io_error", device="sda", {KERNEL}}}',
+        *(20, 0, 2),
+        window=15,
+        is_counter=True,
+    ),
+    Signal(
+        "UllageKernelLogOverruns",
+        f"ullage_kernel_log_overruns_total{{{KERNEL}}}",
+        *(100, 0, 2),
+        window=15,
+        is_counter=True,
+    ),
+)
 OTHERS = {
     "UllageFindingInfo": 'ullage_finding{finding="x", severity="warning", target="pool", instance="node-2"}',
     "UllageFindingWarning": 'ullage_finding{finding="x", severity="critical", target="pool", instance="node-2"}',
@@ -248,3 +265,32 @@ def layer_cases() -> str:
         ],
     }
     return file_of([*signal_cases(OLD), band])
+
+
+def kernel_cases() -> str:
+    """Return the test file of the group `ullage-kernel-log`."""
+    continues = KERNEL_LOG[0].alert
+
+    def events(subsystem: str, event: str, device: str, values: str) -> dict[str, str]:
+        labels = f'subsystem="{subsystem}", event="{event}", device="{device}", {KERNEL}'
+        return {"series": f"ullage_kernel_events_total{{{labels}}}", "values": values}
+
+    sums = {
+        "name": f"{continues}: kinds of errors of one device add up, those of two do not; other events are none",
+        "interval": "1m",
+        "input_series": [
+            events("block", "io_error", "sda", "0x15 6x30"),
+            events("ext4", "error", "sda", "0x15 6x30"),
+            events("block", "io_error", "sdb", "0x15 6x30"),
+            events("memory", "drop_caches", "", "0+50x45"),
+        ],
+        "promql_expr_test": [
+            {
+                "expr": f'count by (device) (ALERTS{{alertname="{continues}", alertstate="firing"}})',
+                "eval_time": f"{minute}m",
+                "exp_samples": [{"labels": '{device="sda"}', "value": 1}] if is_wanted else [],
+            }
+            for minute, is_wanted in {14: False, 20: True, 44: False}.items()
+        ],
+    }
+    return file_of([*(case for signal in KERNEL_LOG for case in signal_cases(signal)), sums])

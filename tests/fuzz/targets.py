@@ -24,6 +24,8 @@ from collectors.readers import (
     dm,
     docker,
     docker_layers,
+    kernel_events,
+    kmsg,
     mountinfo,
     nvme,
     overlay,
@@ -202,6 +204,28 @@ def fuzz_docker_layers(raw: bytes) -> None:
         docker_layers.parse_top_layer(raw)
 
 
+def fuzz_kernel_events(raw: bytes) -> None:
+    for message in raw.split(b"\n"):
+        found = kernel_events.classify(message)
+        if isinstance(found, kernel_events.Kill):
+            expect_u64([found.pid])
+            found = found.event
+        if isinstance(found, kernel_events.Event):
+            assert found.subsystem in {*kernel_events.RULES, "memory"}
+            assert len(found.device) <= 256
+        elif found is not None:
+            assert found.cgroup.startswith(b"/")
+        kernel_events.dropped_by(message)
+
+
+def fuzz_kmsg(raw: bytes) -> None:
+    records, malformed = kmsg.parse(raw)
+    assert len(records) + malformed <= raw.count(b"\n") + 1
+    for record in records:
+        expect_u64([record.facility, record.sequence, record.microseconds])
+        assert b"\n" not in record.message
+
+
 def fuzz_mountinfo(raw: bytes) -> None:
     mounts, malformed = mountinfo.parse(raw)
     assert len(mounts) + malformed == len([line for line in raw.split(b"\n") if line])
@@ -267,6 +291,8 @@ TARGETS: dict[str, Target] = {
     "dm": fuzz_dm,
     "docker": fuzz_docker,
     "docker_layers": fuzz_docker_layers,
+    "kernel_events": fuzz_kernel_events,
+    "kmsg": fuzz_kmsg,
     "mountinfo": fuzz_mountinfo,
     "nvme": fuzz_nvme,
     "overlay": fuzz_overlay,

@@ -1,0 +1,65 @@
+"""Whose a cgroup is, or was: names outlive a container, of which the kernel's log may tell when it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from agent.containers import Containers, Runtimes
+from agent.errors import Vanished
+from agent.host import Host
+from agent.metric import LabelSet
+from collectors.cgroups import layout
+
+LOOK_EVERY = 30.0  # seconds between looks which containers there are
+REMEMBERED_FOR = 600.0  # seconds after a container was seen last
+MOST = 50_000  # cgroups: a bound
+
+
+class Identities:
+    """The labels of containers and pods by their cgroup; `look` must be called now and then."""
+
+    def __init__(self, host: Host, runtimes: Runtimes) -> None:
+        self._containers = Containers(host, runtimes)
+        self._looked_at = float("-inf")
+        self._seen: dict[str, tuple[LabelSet, float]] = {}  # by the whole id
+
+    def look(self, host: Host, now: float) -> None:
+        """See which containers there are, if some time has gone by."""
+        if now - self._looked_at < LOOK_EVERY:
+            return
+        self._looked_at = now
+        found = layout(host)
+        paths = list(_paths(host, found.root, self._containers)) if found is not None else []
+        for path in paths:
+            place = self._containers.place(path)
+            if place is not None and place.id and (known := self._containers.lookup(path)) is not None:
+                self._seen[place.id] = known.labels, now
+        self._containers.retain(paths)
+        self._seen = {key: each for key, each in self._seen.items() if now - each[1] <= REMEMBERED_FOR}
+
+    def labels(self, path: str) -> LabelSet | None:
+        """Return the labels of a container, or a pod, that is or was in a cgroup; None if that is nobody's."""
+        found = self._containers.lookup(path)
+        if found is None:
+            return None
+        if not found.is_named and found.id in self._seen:
+            return self._seen[found.id][0]
+        return found.labels if any(found.labels) else None
+
+
+def _paths(host: Host, root: str, containers: Containers) -> Iterator[str]:
+    """Yield all cgroups that are no container's own children."""
+    todo = [""]
+    for _ in range(MOST):
+        if not todo:
+            return
+        path = todo.pop()
+        with host.skipping(), suppress(Vanished):
+            for name, is_directory in host.entries(root + path).items():
+                if is_directory:
+                    below = f"{path}/{name}"
+                    yield below
+                    place = containers.place(below)
+                    if place is None or not place.id:
+                        todo.append(below)

@@ -1,0 +1,174 @@
+r"""What the kernel's own lines say of storage and memory: a closed table. What is not in it is no event.
+
+Source: Linux 5.2 to 6.18 (fs/ext4/super.c, fs/jbd2/journal.c, fs/xfs/, fs/btrfs/messages.c, fs/overlayfs/,
+drivers/md/dm-thin.c, drivers/nvme/host/, block/blk-core.c, fs/buffer.c, mm/oom_kill.c, fs/drop_caches.c), OpenZFS 2.
+Each pattern is held against the start of a message. Many lines begin with a process's own name, up to 15 characters
+that anybody chooses: no pattern can be met by such a name and what the kernel writes behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+Rules = tuple[tuple[str, re.Pattern[bytes]], ...]
+
+
+class Event(NamedTuple):
+    """Something that happened. `device` is the kernel's name, such as `dm-4`, a ZFS pool, or empty."""
+
+    subsystem: str
+    event: str
+    device: bytes = b""
+
+
+class Victim(NamedTuple):
+    """The process that will be killed for memory and its cgroup; `pid` is None where the whole cgroup will be."""
+
+    pid: int | None
+    cgroup: bytes
+
+
+class Kill(NamedTuple):
+    """A process that was killed for memory: by a cgroup's limit, or because the node had none left."""
+
+    event: Event
+    pid: int
+
+
+def _rules(*rules: tuple[str, str]) -> Rules:
+    return tuple((event, re.compile(pattern.encode(), re.DOTALL)) for event, pattern in rules)
+
+
+_EXT4 = r"EXT4-fs \((?P<device>[^)]{1,64})\): "
+_XFS = r"XFS \((?P<device>[^)]{1,64})\): "
+_BTRFS = r"BTRFS:? (?:critical|error|warning|info) \(device (?P<device>[^ :)]{1,64})[^)]{0,32}\):? "
+_BTRFS_BAD = r"BTRFS:? (?:critical|error) \(device (?P<device>[^ :)]{1,64})[^)]{0,32}\)"
+_THIN = r"device-mapper: thin: \d+:(?P<minor>\d+): "
+_BLOCK = r"(?:blk_update_request: |print_req_error: )?"
+_OF_DEVICE = r" error, dev (?P<device>[^ ,]{1,64}), sector \d"
+_BUFFER = r"Buffer I/O error on dev(?:ice)? (?P<device>[^ ,]{1,64}), logical block \d+, "
+_NVME = r"nvme (?P<device>nvme\d+): "
+
+RULES: Mapping[str, Rules] = {
+    "ext4": _rules(
+        ("error", r"EXT4-fs error \(device (?P<device>[^)]{1,64})\)"),
+        ("remount_read_only", _EXT4 + r"Remounting filesystem read-only"),
+        # an internal journal is its filesystem's device and an inode: loop5-8
+        ("journal_abort", r"(?:JBD2: )?Aborting journal on device (?P<device>dm-\d+|[^\s-]{1,64})(?:-\d+)?\."),
+        ("io_error", _EXT4 + r"(?:I/O error|previous I/O error)"),
+        ("data_loss", _EXT4 + r"(?:This should not happen!! Data will be lost|Delayed block allocation failed)"),
+        ("shutdown", _EXT4 + r"shut down requested"),
+    ),
+    "xfs": _rules(
+        ("shutdown", _XFS + r"(?:.*Shutting down filesystem|Filesystem has been shut down)"),
+        ("corruption", _XFS + r"(?:Metadata (?:corruption|CRC error) detected|Corruption detected|Internal error)"),
+        ("io_error", _XFS + r"(?:metadata|log) I/O error"),
+    ),
+    "btrfs": _rules(
+        # nothing is looked for further on in a line: there may be names of files
+        ("forced_read_only", _BTRFS + r"forced readonly"),
+        ("transaction_abort", _BTRFS + r"Transaction aborted"),
+        ("checksum_error", _BTRFS + r"(?:csum failed|checksum (?:error|verify failed)|bad (?:tree block|csum))"),
+        ("device_error", _BTRFS + r"bdev (?:/dev/)?(?P<bdev>\S{1,64}) errs: wr \d"),
+        ("no_space", _BTRFS + r"in \w+:\d+: errno=-28"),
+        ("error", _BTRFS_BAD),
+    ),
+    "overlayfs": _rules(
+        ("no_d_type", r"overlayfs: upper fs needs to support d_type"),
+        ("in_use", r"overlayfs: (?:upperdir|workdir) is in-use as upperdir/workdir of another mount"),
+        ("overlapping", r"overlayfs: overlapping \w+ path"),
+        ("conflicting_options", r"overlayfs: conflicting options: "),
+        ("incompatible_feature", r"overlayfs: overlay with incompat feature "),
+        ("not_verified", r"overlayfs: failed to verify (?:origin|upper|index|fh)"),
+        ("refused", r"overlayfs: refusing to follow "),
+    ),
+    "dm_thin": _rules(
+        ("low_data", _THIN + r"reached low water mark for data device"),
+        ("low_metadata", _THIN + r"reached low water mark for metadata device"),
+        ("no_space", _THIN + r"no free (?:data|metadata) space available"),
+        ("mode_write", _THIN + r"switching pool to write mode"),
+        ("mode_out_of_data_space", _THIN + r"switching pool to out-of-data-space"),
+        ("mode_read_only", _THIN + r"switching pool to read-only mode"),
+        ("mode_fail", _THIN + r"switching pool to fail mode"),
+        ("metadata_error", _THIN + r"(?:metadata operation '|aborting current metadata transaction)"),
+        ("metadata_error", r"device-mapper: space map (?:metadata|common): unable to allocate new metadata block"),
+    ),
+    "zfs": _rules(
+        (
+            "suspended",
+            r"WARNING: Pool '(?P<device>[^']{1,256})' has encountered an uncorrectable I/O failure and has been susp",
+        ),
+        ("panic", r"PANIC at \w+\.c:\d+:\w+\(\)"),
+    ),
+    "nvme": _rules(
+        ("controller_down", _NVME + r"controller is down; will reset"),
+        ("timeout", _NVME + r"I/O (?:tag )?\d.{0,80}timeout"),
+        ("removed", _NVME + r"(?:Removing after probe failure|Disabling device after reset failure)"),
+    ),
+    "block": _rules(
+        ("io_error", _BLOCK + "I/O" + _OF_DEVICE),
+        ("medium_error", _BLOCK + "critical medium" + _OF_DEVICE),
+        ("target_error", _BLOCK + "critical target" + _OF_DEVICE),
+        ("no_space", _BLOCK + "critical space allocation" + _OF_DEVICE),
+        ("transport_error", _BLOCK + "recoverable transport" + _OF_DEVICE),
+        ("timeout", _BLOCK + "timeout" + _OF_DEVICE),
+        ("protection_error", _BLOCK + "protection" + _OF_DEVICE),
+        ("lost_write", _BUFFER + "lost "),
+        ("buffer_error", _BUFFER + "async page read"),
+    ),
+}
+_START = re.compile(
+    rb"(?P<ext4>EXT4-fs |JBD2: Abort|Aborting journal )"
+    rb"|(?P<xfs>XFS \()"
+    rb"|(?P<btrfs>BTRFS)"
+    rb"|(?P<overlayfs>overlayfs: )"
+    rb"|(?P<dm_thin>device-mapper: )"
+    rb"|(?P<zfs>WARNING: Pool '|PANIC at )"
+    rb"|(?P<nvme>nvme nvme)"
+    rb"|(?P<block>I/O error, dev |blk_update_request: |print_req_error: |Buffer I/O error |"
+    rb"critical |recoverable transport |timeout error, |protection error, )"
+    rb"|(?P<memory>oom-kill:|Tasks in /|Memory cgroup out of memory: |Out of memory|Killed process )"
+)
+_VICTIM = re.compile(rb"oom-kill:.*,task_memcg=(/[^\n]*),task=.{0,64},pid=(\d{1,10}),uid=\d+", re.DOTALL)
+_GROUP = re.compile(rb"Tasks in (/.*) are going to be killed due to memory\.oom\.group set", re.DOTALL)
+_KILLED = re.compile(
+    rb"(?:(?P<cgroup>Memory cgroup out of memory: )|Out of memory(?: \([a-z_]+\))?: )?Killed process (?P<pid>\d{1,10})"
+)
+_DROPPED = re.compile(rb"(?P<name>.{1,64}?) \(\d+\): drop_caches: (?P<value>\d+)", re.DOTALL)
+
+
+def classify(message: bytes) -> Event | Victim | Kill | None:
+    """Return what a message of the kernel says, None for all that is not in the table."""
+    start = _START.match(message)
+    if start is None:
+        if b"): drop_caches: " in message and _DROPPED.fullmatch(message):
+            return Event("memory", "drop_caches")
+        return None
+    subsystem = start.lastgroup or ""
+    if subsystem == "memory":
+        return _memory(message)
+    for event, pattern in RULES[subsystem]:
+        if match := pattern.match(message):
+            found = match.groupdict()
+            if "minor" in found:
+                return Event(subsystem, event, b"dm-" + found["minor"])
+            return Event(subsystem, event, found.get("bdev") or found.get("device") or b"")
+    return None
+
+
+def _memory(message: bytes) -> Victim | Kill | None:
+    if match := _VICTIM.fullmatch(message):
+        return Victim(int(match[2]), match[1])
+    if match := _GROUP.fullmatch(message):
+        return Victim(None, match[1])
+    if match := _KILLED.match(message):
+        return Kill(Event("memory", "cgroup_oom_kill" if match["cgroup"] else "oom_kill"), int(match["pid"]))
+    return None
+
+
+def dropped_by(message: bytes) -> bytes:
+    """Return the name of the process that wrote to drop_caches, of a line that says so; it may be any text."""
+    match = _DROPPED.fullmatch(message)
+    return match["name"] if match else b""

@@ -1,0 +1,415 @@
+"""The kernel's own lines of real faults, and lines that others forge, in the series of the collector."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.collector import Start
+from agent.config import load
+from agent.containers import Runtimes
+from agent.exposition import Pages
+from agent.finding import Found
+from agent.host import Host
+from agent.latches import Latches
+from agent.runner import Runner
+from collectors import kernellog
+from collectors.readers import kmsg
+from tests.real.conftest import Make, run
+from tests.real.dockerd import Dockerd, dockerd
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+WAIT = 120.0  # seconds
+Key = tuple[str, ...]
+
+
+class Agent:
+    """The collector at work on this node's log; counts are compared with those at its start."""
+
+    def __init__(self, state: Path | None = None, runtimes: Runtimes | None = None, lines: int = 10_000) -> None:
+        (plan,) = load(None, [kernellog.COLLECTOR], {}).plans
+        plan = replace(plan, settings=kernellog.Settings(lines=lines))
+        self._pages = Pages()
+        self.runner = Runner(plan, Host(), Latches(None), self._pages)
+        start = Start(self.runner.host, plan.settings, state, runtimes or Runtimes())
+        self.running = kernellog.KernelLog(start)
+        self.before = self.read("ullage_kernel_events_total")
+
+    def read(self, name: str) -> dict[Key, float]:
+        """Do one run; return a metric's values by its labels."""
+        self.runner.run(self.running)
+        assert self.runner.outcome.is_up, self.runner.outcome.reason
+        text = b"".join(self._pages.members("text", gzip=False)).decode()
+        return {
+            tuple(sample.labels[each] for each in labels): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name
+            for labels in [next(m.labels for m in kernellog.COLLECTOR.metrics if m.name == name)]
+        }
+
+    def number(self, name: str) -> float:
+        """Do one run; return the value of a metric without labels."""
+        return self.read(name)[()]
+
+    def risen(self, *key: str) -> float:
+        """Do one run; return how much an event's count has risen since the start."""
+        return self.read("ullage_kernel_events_total").get(key, 0) - self.before.get(key, 0)
+
+    def until(self, *key: str) -> None:
+        """Run until an event's count has risen."""
+        end = time.monotonic() + WAIT
+        while not self.risen(*key):
+            assert time.monotonic() < end, f"no {key}; the log's end:\n{log_end()}"
+            time.sleep(0.1)
+
+    def found(self, finding: str, target: str) -> Found:
+        """Return a finding of the last run."""
+        found = {(each.finding.id, each.target): each for each in self.runner.outcome.findings}
+        assert (finding, target) in found, list(found)
+        return found[finding, target]
+
+    def expect_end(self, finding: str, target: str) -> None:
+        """Expect that an hour without another such line ends a finding."""
+        self.running.now = lambda: time.time() + kernellog.Settings().hold
+        self.read("ullage_kernel_events_total")
+        assert (finding, target) not in {(each.finding.id, each.target) for each in self.runner.outcome.findings}
+
+
+def log_end() -> str:
+    """Return the last of the kernel's lines."""
+    return "\n".join(run("dmesg").splitlines()[-30:])
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    made = Agent()
+    try:
+        yield made
+    finally:
+        made.running.close()
+
+
+def device_of(mount: Path) -> str:
+    """Return the kernel's name of the device that is mounted there."""
+    return run("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(mount)).removeprefix("/dev/")
+
+
+def test_an_ext4_error_and_its_remedy(filesystem: Make, need: Callable[..., None], agent: Agent) -> None:
+    need("e2fsck")
+    mount = filesystem("ext4", options="errors=remount-ro")
+    device = device_of(mount)
+    assert not agent.risen("ext4", "error", device)
+    began = time.time()
+    Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("ullage")
+    agent.until("ext4", "error", device)
+    agent.until("ext4", "remount_read_only", device)
+    told = agent.read("ullage_kernel_event_last_timestamp_seconds")["ext4", "error", device]
+    assert int(began) - 2 <= told <= time.time()
+    assert f"EXT4-fs error (device {device})" in agent.found("filesystem-errors", device).explanation
+    remedy = agent.found("filesystem-shut-down", device).remedy.partition(" then: ")[2]
+    assert remedy == f"umount /dev/{device}; e2fsck -f /dev/{device}"
+    checked = subprocess.run(remedy.replace("-f", "-fy"), shell=True, check=False, capture_output=True, text=True)
+    assert checked.returncode in (0, 1), checked.stdout + checked.stderr
+    run("mount", f"/dev/{device}", str(mount))
+    (mount / "file").write_text("works again")
+    agent.expect_end("filesystem-shut-down", device)
+
+
+def test_an_xfs_shutdown_and_its_remedy(filesystem: Make, need: Callable[..., None], agent: Agent) -> None:
+    need("xfs_io", "xfs_repair")
+    mount = filesystem("xfs", size=512)
+    device = device_of(mount)
+    (mount / "file").write_text("before")
+    run("xfs_io", "-x", "-c", "shutdown", str(mount))
+    agent.until("xfs", "shutdown", device)
+    assert agent.risen("xfs", "shutdown", device) == 1
+    remedy = agent.found("filesystem-shut-down", device).remedy.partition(" then: ")[2]
+    run("umount", str(mount))
+    run("mount", f"/dev/{device}", str(mount))  # replays its log
+    subprocess.run(remedy, shell=True, check=True, capture_output=True)
+    run("mount", f"/dev/{device}", str(mount))
+    (mount / "file").write_text("works again")
+    agent.expect_end("filesystem-shut-down", device)
+
+
+def test_damaged_data_on_btrfs(filesystem: Make, need: Callable[..., None], agent: Agent) -> None:
+    need("btrfs")
+    mount = filesystem("btrfs", "-m", "single", size=256)
+    device = device_of(mount)
+    pattern = os.urandom(4096)
+    (mount / "file").write_bytes(pattern * 16)
+    run("umount", str(mount))
+    image = next(mount.parent.glob("btrfs-*.img"))
+    with open(image, "r+b") as file:  # what is on the disk, below the filesystem
+        place = file.read().find(pattern)
+        assert place > 0
+        file.seek(place)
+        file.write(b"damaged!")
+        file.flush()
+        os.fsync(file.fileno())
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    run("mount", f"/dev/{device}", str(mount))
+    with contextlib.suppress(OSError):
+        (mount / "file").read_bytes()
+    agent.until("btrfs", "checksum_error", device)
+    agent.until("btrfs", "device_error", device)
+    assert "csum failed" in agent.found("filesystem-errors", device).explanation
+    assert f"btrfs check --readonly /dev/{device}" in agent.found("filesystem-errors", device).remedy
+
+
+def test_reads_of_a_drive_that_fail(filesystem: Make, agent: Agent) -> None:
+    mount = filesystem("ext4")
+    device = device_of(mount)
+    image = next(mount.parent.glob("ext4-*.img"))
+    os.truncate(image, 32 << 20)  # the device believes that it is larger
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    descriptor = os.open(f"/dev/{device}", os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(descriptor, 4096, 48 << 20)
+    finally:
+        os.close(descriptor)
+        os.truncate(image, 64 << 20)
+    agent.until("block", "io_error", device)
+    found = agent.found("drive-errors", device)
+    assert f"I/O error on dev {device}," in found.explanation or f"I/O error, dev {device}," in found.explanation
+    assert device in run(*found.remedy.partition(" shows ")[0].split())
+
+
+def test_dropped_caches_and_who_dropped_them(agent: Agent) -> None:
+    subprocess.run(["/bin/sh", "-c", "printf cleaner > /proc/self/comm; echo 1 > /proc/sys/vm/drop_caches"], check=True)
+    agent.until("memory", "drop_caches", "")
+    text = agent.found("drop-caches-process", "cleaner").explanation
+    assert re.search(r"cleaner \(\d+\): drop_caches: 1$", text), text
+
+
+def test_the_counts_go_on_where_they_were_over_a_restart(filesystem: Make, tmp_path: Path) -> None:
+    device = device_of(filesystem("ext4"))
+    trigger = Path(f"/sys/fs/ext4/{device}/trigger_fs_error")
+    key = "ext4", "error", device
+    first = Agent(tmp_path / "state")
+    trigger.write_text("one")
+    first.until(*key)
+    first.running.close()
+    trigger.write_text("between the two")
+    second = Agent(tmp_path / "state")
+    assert second.before[key] - first.before.get(key, 0) == 2
+    trigger.write_text("three")
+    second.until(*key)
+    assert second.risen(*key) == 1
+    second.running.close()
+    killed = Agent(tmp_path / "state")  # reads what came after the last writing, and dies without one
+    trigger.write_text("four")
+    killed.until(*key)
+    last = Agent(tmp_path / "state")
+    assert last.before[key] - first.before.get(key, 0) == 4
+    for made in (killed, last):
+        made.running.close()
+
+
+# -- what others write --
+
+
+# a line without an end could be continued: the kernel shows it with the next one
+FORGED = (
+    b"EXT4-fs error (device sda1): ext4_find_entry:1455: inode #2: comm ls: reading directory lblock 0\n",
+    b"<0>EXT4-fs error (device sda1): as the kernel's own\n",
+    b"<2048>XFS (sda1): User initiated shutdown received.  Shutting down filesystem.\n",
+    b"nothing\n6,1,1,-;I/O error, dev sda, sector 1 op 0x0:(READ)\n",
+    b"nothing\nMemory cgroup out of memory: Killed process 1 (init) total-vm:1kB\n",
+    b"Out of memory: Killed process 1 (init) total-vm:1kB\n",
+    b"sh (1): drop_caches: 3\n",
+)
+
+
+@pytest.fixture
+def unlimited() -> Iterator[None]:
+    """Let processes write into the log as fast as they like, as an administrator may."""
+    setting = Path("/proc/sys/kernel/printk_devkmsg")
+    before = setting.read_text()
+    try:
+        setting.write_text("on\n")
+        yield
+    finally:
+        setting.write_text(before)
+
+
+@pytest.fixture
+def log() -> Iterator[int]:
+    descriptor = os.open("/dev/kmsg", os.O_WRONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def mine(events: dict[Key, float]) -> dict[Key, float]:
+    """Return the events but those that anybody on this machine may cause now."""
+    return {key: count for key, count in events.items() if "sda" in key[2] or "kill" in key[1]}
+
+
+@pytest.mark.usefixtures("unlimited")
+def test_forged_lines_raise_nothing_but_the_count_of_ignored_ones(agent: Agent, log: int) -> None:
+    ignored = agent.number("ullage_kernel_log_ignored_total")
+    for _ in range(10):
+        for line in FORGED:
+            os.write(log, line)
+    assert agent.number("ullage_kernel_log_ignored_total") - ignored >= 10 * len(FORGED)
+    assert mine(agent.read("ullage_kernel_events_total")) == mine(agent.before)
+
+
+@pytest.mark.usefixtures("unlimited")
+def test_a_storm_is_read_in_bounded_parts_and_what_is_lost_is_counted(log: int) -> None:
+    lines = 500
+    agent = Agent(lines=lines)
+    end = time.monotonic() + WAIT
+    while agent.running._drained_at == 0:  # what is in the log already
+        assert time.monotonic() < end, "the log has no end"
+        agent.read("ullage_kernel_log_ignored_total")
+    ignored = agent.number("ullage_kernel_log_ignored_total")
+    overruns = agent.number("ullage_kernel_log_overruns_total")
+    for number in range(2 * lines):
+        os.write(log, b"storm %d\n" % number)
+    assert agent.number("ullage_kernel_log_ignored_total") - ignored <= lines
+    storm = 40_000  # more than the kernel keeps
+    for number in range(storm):
+        os.write(log, b"storm %d of the second kind, which is longer than the first\n" % number)
+    before = agent.running._drained_at
+    while agent.running._drained_at == before:
+        assert time.monotonic() < end, "the storm has no end"
+        agent.read("ullage_kernel_log_ignored_total")
+    taken = agent.number("ullage_kernel_log_ignored_total") - ignored
+    lost = agent.number("ullage_kernel_log_overruns_total") - overruns
+    assert lost > 0
+    assert taken + lost >= 2 * lines + storm
+    agent.running.close()
+
+
+# -- containers --
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    # a short path: a socket's may have 107 characters
+    with tempfile.TemporaryDirectory(prefix="ullage-docker-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def docker(directory: Path, need: Callable[..., None]) -> Iterator[Dockerd]:
+    need("dockerd", "docker", "busybox")
+    with dockerd(directory) as made:
+        made.import_image("busybox")
+        yield made
+
+
+def runtimes_of(docker: Dockerd) -> Runtimes:
+    return Runtimes(
+        docker_roots=(str(docker.root),), docker_sockets=(), containerd_states=(), containers_storage_roots=()
+    )
+
+
+def start(docker: Dockerd, name: str, *options: str, script: str) -> str:
+    """Start a container of 16 MiB and return its id."""
+    limits = "--memory=16m", "--memory-swap=16m", "--network=none"
+    return docker.docker("run", "--detach", *limits, *options, "--name", name, "busybox", "/bin/sh", "-c", script)
+
+
+GROW = "x=xxxxxxxxxxxxxxxx; while :; do x=$x$x; done"
+
+
+@pytest.mark.docker
+def test_a_process_killed_for_memory_is_its_containers(docker: Dockerd) -> None:
+    agent = Agent(runtimes=runtimes_of(docker))
+    container = start(docker, "hungry", script=GROW)
+    agent.until("memory", "cgroup_oom_kill", "")
+    key = "", "", "hungry", container[:12]
+    killed = agent.read("ullage_container_oom_kills_total")
+    assert killed[key] >= 1, killed
+    found = agent.found("container-oom-kill", "hungry")
+    assert "Killed process" in found.explanation
+    assert f"docker update --memory SIZE --memory-swap SIZE {container[:12]}" in found.remedy
+    docker.docker("update", "--memory=64m", "--memory-swap=64m", container[:12])
+    agent.expect_end("container-oom-kill", "hungry")
+    agent.running.close()
+
+
+@pytest.mark.docker
+def test_a_container_that_is_gone_when_its_line_is_read_has_its_name(docker: Dockerd) -> None:
+    agent = Agent(runtimes=runtimes_of(docker))
+    agent.running.clock = lambda: time.monotonic() + 1000  # the next run looks which containers there are
+    # removed with all its files as soon as it ends
+    container = start(docker, "brief", "--rm", script=f"while ! [ -e /tmp/go ]; do sleep 0.1; done; {GROW}")
+    agent.read("ullage_container_oom_kills_total")
+    docker.docker("exec", "brief", "/bin/sh", "-c", "echo > /tmp/go")
+    end = time.monotonic() + WAIT
+    while (docker.root / "containers" / container).exists():
+        assert time.monotonic() < end, f"the container is not removed; the log's end:\n{log_end()}"
+        time.sleep(0.1)
+    agent.until("memory", "cgroup_oom_kill", "")
+    killed = agent.read("ullage_container_oom_kills_total")
+    assert killed.get(("", "", "brief", container[:12]), 0) >= 1, killed
+    agent.running.close()
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("unlimited")
+def test_a_container_that_floods_the_log_raises_nothing_but_the_count_of_ignored_lines(docker: Dockerd) -> None:
+    agent = Agent(runtimes=runtimes_of(docker))
+    ignored = agent.number("ullage_kernel_log_ignored_total")
+    for place, line in enumerate(FORGED):
+        (docker.root.parent / f"forged-{place}").write_bytes(line)
+    forged = f"{docker.root.parent}:/forged:ro"
+    write = "for n in 1 2 3 4 5 6 7 8 9 10; do for f in /forged/forged-*; do cat $f > /dev/kmsg; done; done"
+    docker.docker(
+        *("run", "--rm", "--network=none", "--device=/dev/kmsg", "--volume", forged),
+        *("busybox", "/bin/sh", "-c", write),
+    )
+    assert agent.number("ullage_kernel_log_ignored_total") - ignored >= 10 * len(FORGED)
+    assert mine(agent.read("ullage_kernel_events_total")) == mine(agent.before)
+    agent.running.close()
+
+
+def test_a_log_that_may_not_be_opened_is_told() -> None:
+    script = (
+        "from agent.host import Host; from agent.collector import Start; from agent.errors import Unsupported\n"
+        "from collectors.kernellog import KernelLog, Settings\n"
+        "try:\n list(KernelLog(Start(Host(), Settings())).collect(Host()))\n print('read')\n"
+        "except Unsupported as error:\n print(error)"
+    )
+    restricted = Path("/proc/sys/kernel/dmesg_restrict")
+    before = restricted.read_text().strip()
+    drop = ("setpriv", "--bounding-set=-syslog,-sys_admin", "--inh-caps=-syslog,-sys_admin")
+    try:
+        restricted.write_text("1")
+        told = run(*drop, sys.executable, "-c", script)
+    finally:
+        restricted.write_text(before)
+    assert "CAP_SYSLOG" in told
+
+
+def test_every_record_of_this_kernel_is_one() -> None:
+    descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    seen = 0
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                with contextlib.suppress(BrokenPipeError):
+                    records, malformed = kmsg.parse(os.read(descriptor, kernellog.BUFFER))
+                    assert (len(records), malformed) == (1, 0)
+                    seen += 1
+    finally:
+        os.close(descriptor)
+    assert seen
