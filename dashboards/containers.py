@@ -62,6 +62,12 @@ CACHE = Row(
             "bytes",
             Query("topk(10, ullage_container_slab_reclaimable_bytes)", NAME),
         ),
+        HERE.graph(
+            "Processes killed for memory, by container",
+            "Since boot, by the kernel's log; a container that is made anew has a new id, and begins at one.",
+            "short",
+            Query(f"topk(10, sum by ({WHO}) (ullage_container_oom_kills_total))", NAME),
+        ),
         HERE.rows(
             "Containers now",
             "Those of the largest page cache.",

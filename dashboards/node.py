@@ -153,6 +153,43 @@ WRITES = Row(
     ),
 )
 
+KERNEL = Row(
+    "What the kernel says",
+    (
+        HERE.graph(
+            "Errors of filesystems and drives",
+            "Lines of the kernel's log within five minutes, by device.",
+            "short",
+            Query(
+                'topk(10, increase(ullage_kernel_events_total{subsystem!="memory"}[5m]))',
+                "{{instance}} {{device}} {{subsystem}} {{event}}",
+            ),
+        ),
+        HERE.graph(
+            "Processes killed for memory, dropped caches",
+            "Lines of the kernel's log within five minutes.",
+            "short",
+            Query('increase(ullage_kernel_events_total{subsystem="memory"}[5m])', "{{instance}} {{event}}"),
+        ),
+        HERE.rows(
+            "Said since boot",
+            "How often the kernel said what of which device, and when last.",
+            Table(("times", "last"), ("short", "dateTimeFromNow")),
+            Query("max by (instance, subsystem, event, device) (ullage_kernel_events_total)"),
+            Query("max by (instance, subsystem, event, device) (ullage_kernel_event_last_timestamp_seconds * 1000)"),
+            span=16,
+        ),
+        HERE.graph(
+            "Lines that tell nothing",
+            "Written by processes into the kernel's log, and overwritten before they were read.",
+            "short",
+            Query("increase(ullage_kernel_log_ignored_total[5m])", "{{instance}} not the kernel's"),
+            Query("increase(ullage_kernel_log_overruns_total[5m])", "{{instance}} overwritten"),
+            span=8,
+        ),
+    ),
+)
+
 JUDGEMENT = Row(
     "Levels and findings",
     (
@@ -187,5 +224,5 @@ DASHBOARD = Dashboard(
     title="Ullage / Node",
     description="All that is known of a node's container storage.",
     selector=NODE,
-    rows=(FILESYSTEMS, MEMORY, COPY_ON_WRITE, WRITES, JUDGEMENT),
+    rows=(FILESYSTEMS, MEMORY, COPY_ON_WRITE, WRITES, KERNEL, JUDGEMENT),
 )
