@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from agent import log
-from tests.bench import cgroups, filesystem, layers, memory, qgroups, rendering, scrape
+from tests.bench import cgroups, filesystem, kernellog, layers, memory, qgroups, rendering, scrape
 
 ALL = {
     "rendering": rendering.run,
@@ -14,6 +14,7 @@ ALL = {
     "cgroups": cgroups.run,
     "qgroups": qgroups.run,
     "layers": layers.run,
+    "kernellog": kernellog.run,
     "memory": memory.run,
 }
 
