@@ -23,7 +23,7 @@ from agent.containers import Runtimes
 from agent.dockerapi import DockerApi
 from agent.errors import Stuck
 from agent.host import Host
-from agent.terminal import plain
+from agent.plain import plain
 from collectors import drivers
 from collectors.dockerinfo import Connect, Informant, read_daemon
 from collectors.drivers import Roots, Store

@@ -22,8 +22,8 @@ from agent import __version__, config, selfrules
 from agent.containers import Runtimes
 from agent.errors import ConfigError, Stuck, UllageError
 from agent.host import Host
+from agent.plain import plain
 from agent.rules import generate
-from agent.terminal import plain
 from collectors import ALL
 
 FAILURE, USAGE, COULD_NOT_JUDGE = 1, 2, 3

@@ -14,9 +14,9 @@ from typing import Literal
 
 from agent.collector import Collector, RateRatio
 from agent.daemon import Engine, Options
+from agent.plain import plain
 from agent.runner import Level
 from agent.scheduler import Worker
-from agent.terminal import plain
 
 Verdict = Literal["clean", "warnings", "critical", "unknown"]
 EXIT: Mapping[Verdict, int] = {"clean": 0, "warnings": 1, "critical": 2, "unknown": 3}

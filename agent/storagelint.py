@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from agent import manifests
 from agent.errors import ConfigError
 from agent.manifests import Node
-from agent.terminal import plain
+from agent.plain import plain
 from collectors.readers import storage_opts
 
 Severity = Literal["info", "warning", "error"]
