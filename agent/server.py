@@ -302,8 +302,9 @@ class Server:
     def _answer_status(self, _request: Request) -> Answer:
         return Answer(HTTPStatus.OK, "application/json", [msgspec.json.encode(self._app.status())])
 
-    def _answer_status_page(self, _request: Request) -> Answer:
-        page = statuspage.render(msgspec.to_builtins(self._app.status(statuspage.ROWS)))
+    def _answer_status_page(self, request: Request) -> Answer:
+        is_paused = urllib.parse.urlsplit(request.path).query == statuspage.PAUSED
+        page = statuspage.render(self._app.status(statuspage.ROWS), is_paused=is_paused)
         headers = (
             ("Content-Security-Policy", statuspage.CONTENT_SECURITY_POLICY),
             ("X-Frame-Options", "DENY"),
