@@ -1,4 +1,4 @@
-"""The whole agent while a mount hangs: every scrape answers, complete but for that mount."""
+"""The whole agent while a mount hangs: every scrape and every page answers, complete but for that mount."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ class Agent:
             time.sleep(0.05)
         self._url = match[1].rstrip("/")
 
-    def scrape(self) -> str:
-        with urllib.request.urlopen(self._url + "/metrics", timeout=EVERY) as answer:
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self._url + path, timeout=EVERY) as answer:
             text: str = answer.read().decode()
             return text
+
+    def scrape(self) -> str:
+        return self.get("/metrics")
 
     def footprint(self) -> tuple[int, int, int]:
         """Return the numbers of its threads, descriptors and child processes."""
@@ -81,6 +84,8 @@ def test_12_of_12_scrapes_answer_while_a_mount_hangs_and_its_numbers_return(
             assert value(text, "ullage_filesystem_files", stuckfs.mount) is None
             missing = {each for each in complete - series_of(text, tmp_path) if f'"{stuckfs.mount}"' not in each}
             assert missing == set(), number
+            assert str(fine) in agent.get("/")
+            assert str(fine) in agent.get("/api/v1/status")
             seen.add(value(text, "ullage_filesystem_files_free", fine))
             (fine / str(number)).touch()
             time.sleep(EVERY)

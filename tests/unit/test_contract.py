@@ -140,6 +140,11 @@ def test_every_finding_is_found_in_some_tree_or_has_a_test_of_its_own(collector:
         assert number in (ROOT / "tests" / FOUND_ELSEWHERE[number]).read_text(), number
 
 
+@ALL
+def test_what_the_status_tells_is_declared(collector: Collector) -> None:
+    assert collector.kept <= set(collector.metrics)
+
+
 def test_no_finding_that_is_found_elsewhere_is_undeclared() -> None:
     assert FOUND_ELSEWHERE.keys() <= {finding.id for collector in collectors.ALL for finding in collector.findings}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from agent.collector import Collector, Yield, stateless
+from agent.collector import Collector, Fact, Yield, stateless
 from agent.errors import Denied, Unsupported, Vanished
 from agent.exposition import Pages
 from agent.finding import Finding
@@ -49,6 +49,7 @@ class Bench:
             metrics=(USED, SIZE),
             watermarks=(watermark,),
             findings=(LOOSE,),
+            facts=(Fact("Sizes", SIZE),),
             needs=lambda _host: self.needs,
         )
         plan = Plan(collector, None, 10.0, 5.0, budget, (watermark,))
@@ -68,6 +69,15 @@ class Bench:
     @property
     def levels(self) -> dict[str, int]:
         return {level.target: level.level for table in self.runner.outcome.levels for level in table}
+
+
+def test_only_what_the_status_tells_is_kept_beside_the_page() -> None:
+    bench = Bench()
+    bench.run(USED(1, "a"), SIZE(10, "a"))
+    assert bench.runner.outcome.families == {SIZE: Family(SIZE, (("a",),), [10])}
+    bench.needs = "nothing here"
+    bench.run()
+    assert bench.runner.outcome.families == {}
 
 
 def test_samples_and_families_make_one_page() -> None:
