@@ -1,17 +1,24 @@
 """Draws the pictures in docs/pictures: the demonstration, with the lab's machine as a second node, for some minutes.
 
-`python -m tests.demo.pictures --minutes 6`. It needs all that the demonstration and the lab need; ZFS is shown only if
-the lab has built it already.
+`python -m tests.demo.pictures --minutes 6`. It needs all that the demonstration and the lab need, and Chromium; ZFS is
+shown only if the lab has built it already. `--status` takes those of the status page alone, without the lab.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
 
 from dashboards.generate import DASHBOARDS
 from tests.bench.measure import free_port
+from tests.browser import browser
 from tests.demo.drawing import Source, draw
 from tests.demo.guest import second_node
 from tests.demo.scene import Scene, scene
@@ -22,6 +29,9 @@ from tests.vm.kernel import obtain
 from tests.vm.zfs import Zfs
 
 PICTURES = ROOT / "docs" / "pictures"
+STATUS = {"status-light": (1100, 1100, "light"), "status-dark": (360, 780, "dark")}  # width and height in CSS pixels
+
+COLORS = 128  # in a picture of the status page, which makes it a third as large
 
 
 def concrete(expression: str) -> str:
@@ -40,17 +50,39 @@ def draw_all(made: Scene, start: float) -> None:
         draw(board, source, PICTURES / f"{name}.png")
 
 
+def take_status(made: Scene) -> None:
+    """Take the pictures of the status page, as a browser shows it."""
+    with tempfile.TemporaryDirectory() as directory, browser(Path(directory) / "browser") as page:
+        for name, (width, height, scheme) in STATUS.items():
+            page.show_as(width, height, scheme)
+            page.open(f"{made.stack.agent_url}/")
+            page.picture(PICTURES / f"{name}.png")
+            with Image.open(PICTURES / f"{name}.png") as taken:
+                taken.quantize(COLORS).save(PICTURES / f"{name}.png", optimize=True)
+
+
+@contextlib.contextmanager
+def second() -> Iterator[dict[str, str]]:
+    """Have the lab's machine as a second node; give its name and where its agent is."""
+    built = sorted((default_cache() / "zfs").glob(f"{obtain(default_cache()).release}_zfs-*"))
+    port = free_port()
+    with second_node(port, Zfs(built[-1]) if built else None):
+        yield {"node-2": f"127.0.0.1:{port}"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=6.0)
-    seconds = 60 * parser.parse_args().minutes
-    built = sorted((default_cache() / "zfs").glob(f"{obtain(default_cache()).release}_zfs-*"))
-    port = free_port()
-    with second_node(port, Zfs(built[-1]) if built else None), scene({"node-2": f"127.0.0.1:{port}"}) as made:
-        start = time.time()
-        end = time.monotonic() + seconds
+    parser.add_argument("--status", action="store_true", help="take only those of the status page")
+    arguments = parser.parse_args()
+    seconds = 60 * arguments.minutes
+    with contextlib.ExitStack() as opened:
+        made = opened.enter_context(scene({} if arguments.status else opened.enter_context(second())))
+        start, end = time.time(), time.monotonic() + seconds
         made.play(lambda: time.monotonic() >= end, print)
-        draw_all(made, start)
+        take_status(made)
+        if not arguments.status:
+            draw_all(made, start)
 
 
 if __name__ == "__main__":
