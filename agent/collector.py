@@ -13,6 +13,7 @@ from agent.containers import LABELS, Runtimes
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import Family, Metric, Sample
+from agent.privileges import Want
 from agent.watermark import Watermark
 
 Yield = Sample | Family | Found
@@ -94,7 +95,8 @@ class Collector:
     before its time. `rules` is a group of Prometheus rules as YAML, for what is no watermark; KEEP_FIRING_FOR and
     RUNBOOK(Alert) in it are replaced by what is configured. `progress` is the metric that says how much of a long work
     is done, from 0 to 1: the status page shows the least of it while it is below 1.
-    `facts` and `tops` are what the status tells of the node, and whom it ranks.
+    `facts` and `tops` are what the status tells of the node, and whom it ranks. `wants` are the privileges that it has
+    a use for.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Collector:
     progress: Metric | None = None
     facts: tuple[Fact, ...] = ()
     tops: tuple[Top, ...] = ()
+    wants: tuple[Want, ...] = ()
 
     @property
     def kept(self) -> frozenset[Metric]:

@@ -27,6 +27,7 @@ from agent.host import Host
 from agent.ioctl import HelperIoctls
 from agent.latches import Latches
 from agent.metric import label
+from agent.privileges import lacks
 from agent.probe import HelperProber
 from agent.runner import Outcome
 from agent.scheduler import Scheduler
@@ -93,6 +94,7 @@ class Engine:
         """Run what this configuration says."""
         self._runbook_url = config.rules.runbook_url
         self._node_status = read_node(self._host)
+        self._lacking = {plan.name: lacks(self._host, plan.collector.wants) for plan in config.plans}
         self.scheduler.apply(config.plans)
         self.publish()
 
@@ -120,7 +122,8 @@ class Engine:
             ready=self.scheduler.is_ready,
         )
         workers, url = self.scheduler.workers, self._runbook_url
-        return build(agent, self._node_status, workers, self.pages, self.sightings, runbook_url=url, most=most)
+        places = agent, self._node_status, workers, self.pages, self.sightings
+        return build(*places, lacking=self._lacking, runbook_url=url, most=most)
 
     def save_if_needed(self) -> None:
         """Write what outlives the agent, where it has changed."""

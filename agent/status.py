@@ -24,6 +24,7 @@ from agent.exposition import Pages
 from agent.finding import Finding, Severity
 from agent.host import Host
 from agent.metric import Family, label
+from agent.privileges import Lack
 from agent.runner import Level, LevelTable, Runner
 from agent.scheduler import Worker
 from agent.sightings import Sighting, Sightings
@@ -104,6 +105,16 @@ class CollectorStatus(msgspec.Struct, frozen=True):
     series_budget: int = 0
     series_dropped: int = 0
     errors: dict[str, int] = {}
+    lacks: list[LackStatus] = []
+
+
+class LackStatus(msgspec.Struct, frozen=True):
+    """What the agent is not allowed, and what a collector cannot tell therefore. Capabilities are without CAP_."""
+
+    lost: str
+    capabilities: tuple[str, ...] = ()
+    device: str = ""
+    mount: str = ""
 
 
 class TierStatus(msgspec.Struct, frozen=True, rename={"raise_at": "raise", "clear_at": "clear"}):
@@ -173,6 +184,7 @@ def build(  # noqa: PLR0913  all that there is to tell of
     pages: Pages,
     sightings: Sightings,
     *,
+    lacking: Mapping[str, Iterable[Lack]],
     runbook_url: str,
     most: int | None = None,
 ) -> Status:
@@ -189,7 +201,7 @@ def build(  # noqa: PLR0913  all that there is to tell of
         node=node,
         facts=list(_facts(current)),
         top=list(_tops(current)),
-        collectors=[_collector(worker, now) for worker in workers.values()],
+        collectors=[_collector(worker, lacking.get(name, ()), now) for name, worker in workers.items()],
         watermarks=_watermarks(rows, most),
         watermark_targets=len(rows),
         findings=_findings(workers, sightings, runbook_url),
@@ -220,7 +232,7 @@ def _text(text: str) -> str:
     return label(text, TEXT_LIMIT)
 
 
-def _collector(worker: Worker, now: float) -> CollectorStatus:
+def _collector(worker: Worker, lacking: Iterable[Lack], now: float) -> CollectorStatus:
     runner, outcome, state = worker.runner, worker.runner.outcome, state_of(worker)
     has_run = worker.is_first_done and outcome.is_supported
     return CollectorStatus(
@@ -238,7 +250,19 @@ def _collector(worker: Worker, now: float) -> CollectorStatus:
         series_budget=runner.plan.series_budget,
         series_dropped=outcome.dropped,
         errors=dict(runner.errors),
+        lacks=list(_lacks(runner, lacking)),
     )
+
+
+def _lacks(runner: Runner, lacking: Iterable[Lack]) -> Iterator[LackStatus]:
+    """Yield what the collector wants and has not got, if it has met with that."""
+    outcome, is_refused = runner.outcome, bool(runner.errors["permission"])
+    for each in lacking:
+        is_felt = outcome.is_supported and (is_refused or bool(each.device))
+        if outcome.reason in each.want.reasons if each.want.reasons else is_felt:
+            yield LackStatus(each.want.lost, each.capabilities, each.device)
+    if runner.errors["unreachable"]:
+        yield LackStatus("what lies where the agent's container does not show the host's mounts", mount="/host")
 
 
 # -- facts and rankings --

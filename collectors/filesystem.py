@@ -26,6 +26,7 @@ from agent.collector import Collector, Fact, Start, Yield
 from agent.errors import HostError, Malformed, Stuck, Unreachable
 from agent.host import Host, Space
 from agent.metric import Family, LabelSet, Metric, label
+from agent.privileges import Want
 from agent.watermark import Prediction, Reserve, Tier, Watermark
 from collectors.dockerinfo import read_daemon
 from collectors.readers.mountinfo import Mount, by_device, carrying, one_per_device, parse, visible
@@ -406,4 +407,11 @@ COLLECTOR = Collector(
     watermarks=(INODES, BYTES),
     settings=Settings,
     facts=(Fact("Filesystem roles", ROLE),),
+    wants=(
+        Want(
+            capabilities=("DAC_READ_SEARCH",),
+            lost="mounts below directories that are closed to root's own permissions, such as those of a database's "
+            "user",
+        ),
+    ),
 )

@@ -25,6 +25,7 @@ from agent.errors import Denied, Malformed, Unsupported, from_os
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import Metric, label
+from agent.privileges import Want
 from agent.units import Seconds
 from collectors.identities import Identities
 from collectors.kernel_counts import MESSAGE, Counts, Tally, load, save
@@ -32,6 +33,11 @@ from collectors.readers import kernel_events, kmsg
 from collectors.readers.kernel_events import Kill, Victim
 
 LOG = "dev/kmsg"
+ABSENT = "there is no /dev/kmsg: a container sees it only with the node's devices"
+REFUSED = (
+    "/dev/kmsg may not be read: it takes CAP_SYSLOG where kernel.dmesg_restrict is 1, and in a container that it may "
+    "open the device"
+)
 BUFFER = 1 << 16  # bytes; the kernel refuses to read a record that does not fit, they have 8 KiB at most
 SAVE_EVERY = 60.0  # seconds
 GROUP_KILL = 1_000_000  # microseconds that the killing of a whole cgroup takes at most
@@ -196,10 +202,7 @@ class KernelLog:
         try:
             self._descriptor = host.open(LOG)
         except Denied as error:
-            raise Unsupported(
-                "/dev/kmsg may not be read: it takes CAP_SYSLOG where kernel.dmesg_restrict is 1, "
-                "and in a container that it may open the device"
-            ) from error
+            raise Unsupported(REFUSED) from error
 
     def _let_go(self) -> None:
         if self._descriptor >= 0:
@@ -355,7 +358,7 @@ def _remedies(subsystem: str, device: str) -> Mapping[str, str]:
 
 def _lack(host: Host) -> str | None:
     if not host.exists(LOG):
-        return "there is no /dev/kmsg: a container sees it only with the node's devices"
+        return ABSENT
     return None
 
 
@@ -371,4 +374,12 @@ COLLECTOR = Collector(
     settings=Settings,
     needs=_lack,
     rules=RULES,
+    wants=(
+        Want(
+            capabilities=("SYSLOG",),
+            device="/dev/kmsg",
+            lost="all of it (the capability is needed where `kernel.dmesg_restrict` is 1)",
+            reasons=(REFUSED, ABSENT),
+        ),
+    ),
 )

@@ -27,6 +27,7 @@ from agent.errors import Denied, HostError, Unsupported
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
+from agent.privileges import Want
 from agent.ranking import biggest
 from agent.units import Seconds
 from collectors.containerd_store import SNAPSHOTTER
@@ -37,6 +38,7 @@ from collectors.readers import mountinfo, overlay
 from collectors.stores import BrokenLink, Layer, Scan, State, Store, find
 
 MOUNTS = "proc/1/mountinfo"
+FOR_ROOT = "container storage is for root alone, or with CAP_DAC_READ_SEARCH"
 SCAN_EVERY = 300.0  # seconds between looks at all layers while nothing has changed
 STATES: tuple[State, ...] = get_args(State)
 KNOWN: tuple[State, ...] = ("image", "container", "build", "removing")  # where nobody can tell what is an orphan
@@ -331,7 +333,7 @@ def _why_none(host: Host, runtimes: Runtimes) -> str:
         try:
             host.lstat(place)
         except Denied:
-            return "container storage is for root alone, or with CAP_DAC_READ_SEARCH"
+            return FOR_ROOT
         except HostError:
             continue
     return "no container storage with overlay layers is here"
@@ -397,4 +399,12 @@ COLLECTOR = Collector(
     rules=RULES,
     facts=(Fact("Layer stores", INFO),),
     tops=(Top("Writable inodes", WRITABLE_FILES, "inodes"),),
+    wants=(
+        Want(
+            capabilities=("DAC_READ_SEARCH",),
+            lost="the counts of layers with directories that are closed to root's own permissions, and the sums that "
+            "they belong to",
+        ),
+        Want(capabilities=("DAC_READ_SEARCH",), lost="all of it", reasons=(FOR_ROOT,)),
+    ),
 )

@@ -28,6 +28,7 @@ from agent.errors import Malformed, Stuck, Unreachable, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
+from agent.privileges import Want
 from agent.watermark import Prediction, Reading, Tier, Watermark, step
 from collectors.readers import btrfs
 from collectors.readers.mountinfo import Mount, carrying, parse, visible
@@ -621,4 +622,10 @@ COLLECTOR = Collector(
     findings=(IS_INCONSISTENT, DISAPPEARED, HAS_ERRORS, METADATA_FULL, PRESSURE),
     needs=_needs,
     facts=(Fact("Btrfs quota", MODE),),
+    wants=(
+        Want(
+            capabilities=("SYS_ADMIN",),
+            lost="the label `path`, `ullage_qgroups_rescan_running`, and names of containers by it",
+        ),
+    ),
 )

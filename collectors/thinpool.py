@@ -25,11 +25,13 @@ from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
 from agent.finding import Finding
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
+from agent.privileges import Want
 from agent.watermark import Prediction, Tier, Watermark
 from collectors.readers import dm
 from collectors.readers.mountinfo import parse
 
 CONTROL = "dev/mapper/control"
+NO_CONTROL, NOT_ADMIN = "there is no /dev/mapper/control", "device mapper tells nothing without CAP_SYS_ADMIN"
 SUBJECT = "device mapper"
 BLOCK = "sys/dev/block"
 KINDS_EVERY = 300.0  # seconds between looks at what a known device is: its table may be reloaded
@@ -515,11 +517,11 @@ def _needs(host: Host) -> str | None:
     if not host.glob("sys/block/dm-*"):
         return "device mapper has no device"
     if not host.exists(CONTROL):
-        return "there is no /dev/mapper/control"
+        return NO_CONTROL
     try:
         host.ioctl(CONTROL, dm.LIST_DEVICES, dm.request(size=1024), SUBJECT)
     except Denied:
-        return "device mapper tells nothing without CAP_SYS_ADMIN"
+        return NOT_ADMIN
     except HostError:
         return None  # the run will tell
     return None
@@ -541,4 +543,13 @@ COLLECTOR = Collector(
     needs=_needs,
     uevents=("block",),
     facts=(Fact("Thin pools", INFO),),
+    wants=(
+        Want(
+            capabilities=("SYS_ADMIN",),
+            device="/dev/mapper/control",
+            there="sys/block/dm-*",
+            lost="all of it",
+            reasons=(NO_CONTROL, NOT_ADMIN),
+        ),
+    ),
 )

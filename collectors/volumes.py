@@ -25,6 +25,7 @@ from agent.errors import Denied, Malformed, Stuck, Unsupported, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
+from agent.privileges import Want
 from collectors.dockerinfo import read_daemon
 from collectors.readers import docker, zpool_events
 from collectors.readers.docker import ACTIONS, Container, Options, Volume
@@ -32,6 +33,7 @@ from collectors.readers.mountinfo import Mount, carrier, parse, visible
 from collectors.readers.zpool_events import Snapshot
 from collectors.volume_events import Change, Feed, Kept, View, load, store
 
+FOR_ROOT = "Docker's socket and its volumes are for root alone"
 FIRST_LIST = 2.0  # seconds that the first run waits for Docker, so that one run alone has its list
 MISSING_FOR = 10.0  # seconds: Docker unmounts before it notes that the container has ended
 RACE = 500_000_000  # nanoseconds between a volume's change and a snapshot
@@ -199,7 +201,7 @@ class Volumes:
         if any(view.volumes is not None for view in views):
             return told
         if denied is not None:
-            raise Unsupported("Docker's socket and its volumes are for root alone")
+            raise Unsupported(FOR_ROOT)
         if not views:
             raise Unsupported("there is neither Docker's socket nor its directory of volumes")
         return None
@@ -399,4 +401,5 @@ COLLECTOR = Collector(
     series_budget=300,
     metrics=(VOLUMES, EVENTS, MISSED, CONNECTED),
     findings=(MISSING, RACES),
+    wants=(Want(capabilities=("DAC_OVERRIDE",), lost="all of it", reasons=(FOR_ROOT,)),),
 )

@@ -29,6 +29,7 @@ from agent.containers import Containers
 from agent.errors import Denied, HostError, Malformed, Vanished
 from agent.host import Host
 from agent.metric import LabelSet, Metric, Sample, label
+from agent.privileges import Want
 from agent.units import Seconds
 from agent.watermark import Tier, Watermark
 from collectors import blockdevices
@@ -497,5 +498,28 @@ COLLECTOR = Collector(
     rate_ratios=(
         RateRatio(name="write_amplification", layer="filesystem", top=REACHED, bottom=WRITTEN, floor=FLOOR),
         RateRatio(name="write_amplification", layer="device", top=MEDIA_WRITTEN, bottom=HOST_WRITTEN, floor=FLOOR),
+    ),
+    wants=(
+        Want(
+            capabilities=("DAC_READ_SEARCH",),
+            lost="`ullage_container_written_bytes_total` of processes that are not root's",
+        ),
+        Want(
+            capabilities=("SYS_PTRACE",),
+            lost="`ullage_container_written_bytes_total` of processes that are not root's, or have capabilities that "
+            "the agent has not",
+        ),
+        Want(
+            capabilities=("SYS_ADMIN",),
+            device="/dev/nvme*",
+            there="sys/class/nvme/*",
+            lost="wear, errors and flash writes of NVMe drives",
+        ),
+        Want(
+            capabilities=("SYS_RAWIO",),
+            device="/dev/sd*",
+            there="sys/block/sd*",
+            lost="wear, errors and flash writes of SATA drives",
+        ),
     ),
 )

@@ -29,6 +29,7 @@ from agent.errors import Failed, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, label
+from agent.privileges import Want
 from agent.units import Seconds
 from collectors import blockdevices
 from collectors.readers import mountinfo, zfs
@@ -626,4 +627,12 @@ COLLECTOR = Collector(
     settings=Settings,
     needs=_needs,
     facts=(Fact("ZFS pools", STATE), Fact("ZFS versions", VERSION)),
+    wants=(
+        Want(
+            capabilities=("SYS_ADMIN", "SYS_CHROOT"),
+            device="/dev/zfs",
+            there=KSTATS,
+            lost="properties, snapshots and holds; states and counters stay",
+        ),
+    ),
 )

@@ -14,6 +14,7 @@ import collectors
 from agent import selfmetrics, selfrules
 from agent.finding import Finding, Severity
 from agent.metric import Metric
+from agent.privileges import Want
 from agent.rules import generate, watermarks_markdown
 from agent.storagelint import OFFLINE, RULES
 from agent.watermark import Watermark
@@ -75,6 +76,39 @@ def lint_markdown() -> str:
         + "\n| rule | severity | what it says |\n| --- | --- | --- |\n"
         + "".join(f"| `{rule.id}` | {rule.severity} | {rule.text} |\n" for rule in RULES)
     )
+
+
+def capabilities_markdown() -> str:
+    """Return docs/capabilities.md, with its tables of what collectors want."""
+    wants = [(each.name, want) for each in collectors.ALL for want in each.wants]
+    named = [(name, collector, want) for collector, want in wants if not want.device for name in want.capabilities]
+    text = (ROOT / "docs/capabilities.md").read_text()
+    rows = [
+        f"| `{name}` | `{collector}` | {want.lost} | {told(want)} |"
+        for name, collector, want in sorted(named, key=lambda row: row[:2])
+    ]
+    head = "| capability | collector | what is lost without it | how it is told |\n| --- | --- | --- | --- |"
+    text = between_marks(text, "capabilities", [head, *rows])
+    rows = [
+        f"| `{collector}` | `{want.device}` | {', '.join(f'`{name}`' for name in want.capabilities)} | {want.lost} |"
+        for collector, want in wants
+        if want.device
+    ]
+    head = "| collector | device | capability | what is lost without |\n| --- | --- | --- | --- |"
+    return between_marks(text, "devices", [head, *rows])
+
+
+def told(want: Want) -> str:
+    if want.reasons:
+        return f"`ullage_collector_supported` is 0 with the reason {', or '.join(f'`{each}`' for each in want.reasons)}"
+    return '`ullage_collector_errors_total{reason="permission"}`'
+
+
+def between_marks(text: str, mark: str, lines: Iterable[str]) -> str:
+    """Return text with these lines between its two marks."""
+    begin, end = f"<!-- {mark}: by `make generate` -->\n", f"<!-- end of {mark} -->\n"
+    before, rest = text.split(begin)
+    return before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
 
 
 def rules() -> str:
@@ -140,6 +174,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/watermarks.md": watermarks,
     "docs/metrics.md": metrics_markdown,
     "docs/findings.md": findings_markdown,
+    "docs/capabilities.md": capabilities_markdown,
     "docs/lint-storage.md": lint_markdown,
     **{f"dashboards/{name}.json": dashboard.json for name, dashboard in DASHBOARDS.items()},
     **{f"deploy/helm/ullage/files/dashboards/{name}.json": each.json for name, each in DASHBOARDS.items()},
