@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
@@ -21,8 +20,8 @@ from rich.text import Text
 from agent import dirents
 from agent.containers import Runtimes
 from agent.dockerapi import DockerApi
-from agent.errors import Stuck
 from agent.host import Host
+from agent.patience import within
 from agent.plain import plain
 from collectors import drivers
 from collectors.dockerinfo import Connect, Informant, read_daemon
@@ -90,15 +89,9 @@ class Advice:
     removed: str
 
 
-def survey_in_time(host: Host, runtimes: Runtimes, within: float = SURVEY_WITHIN) -> Node:
+def survey_in_time(host: Host, runtimes: Runtimes, seconds: float = SURVEY_WITHIN) -> Node:
     """Look at the node as `survey` does; raises Stuck where a filesystem does not answer."""
-    found: list[Node] = []
-    thread = threading.Thread(target=lambda: found.append(survey(host, runtimes)), name="survey", daemon=True)
-    thread.start()
-    thread.join(within)
-    if not found:
-        raise Stuck("the runtimes' storage", f"did not answer within {within:g} seconds")
-    return found[0]
+    return within(seconds, lambda: survey(host, runtimes), "the runtimes' storage")
 
 
 def survey(

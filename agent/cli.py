@@ -7,11 +7,11 @@ could not judge.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from agent import log  # first, as it spares us what structlog imports
 # isort: split
 from agent import __version__, config, selfrules
 from agent.containers import Runtimes
-from agent.errors import ConfigError, Stuck, UllageError
+from agent.errors import ConfigError, UllageError
 from agent.host import Host
 from agent.plain import plain
 from agent.rules import generate
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"ullage: {error}", file=sys.stderr)  # noqa: T201  the command's answer, not a log
+    print(f"ullage: {plain(str(error))}", file=sys.stderr)  # noqa: T201  the command's answer, not a log
     return code
 
 
@@ -78,37 +78,62 @@ def _once(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
+    try:
+        return _advise(parsed) if parsed.advise else _examine(parsed)
+    except UllageError as error:
+        return _complain(error, COULD_NOT_JUDGE)
+
+
+def _examine(parsed: argparse.Namespace) -> int:
     from agent import doctor  # noqa: PLC0415  as above
 
-    if parsed.advise:
-        return _advise(parsed)
-    report = doctor.examine(_options(parsed), ALL, parsed.seconds)
-    if parsed.json:
-        json.dump(report.as_dict(), sys.stdout, indent=1)
-        sys.stdout.write("\n")
+    if parsed.from_url is not None:
+        from agent.statusclient import Trust, fetch  # noqa: PLC0415  as above
+
+        status = fetch(parsed.from_url, Trust(parsed.from_ca_file, parsed.from_cert_file, parsed.from_key_file))
+        report = doctor.Report(status, doctor.judge(status))
     else:
-        sys.stdout.writelines(f"{line}\n" for line in doctor.show(report))
+        with _progress() as tell:
+            report = doctor.examine(_options(parsed), ALL, parsed.seconds, tell)
+    if parsed.json:
+        print(report.as_json().decode())  # noqa: T201  the command's answer
+    else:
+        doctor.print_report(report, _console())
     return doctor.EXIT[report.verdict]
 
 
-def _advise(parsed: argparse.Namespace) -> int:
+def _console() -> Any:
     from rich.console import Console  # noqa: PLC0415  as above
 
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show what is waited for, where a person looks on."""
+    from rich.console import Console  # noqa: PLC0415  as above
+    from rich.text import Text  # noqa: PLC0415  as above
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _text: None
+        return
+    with console.status("") as shown:
+        yield lambda text: shown.update(Text(text))
+
+
+def _advise(parsed: argparse.Namespace) -> int:
     from agent import advice  # noqa: PLC0415  as above
 
     options = _options(parsed)
     runtimes = options.load(ALL).runtimes
-    try:
-        node = advice.survey_in_time(Host(options.procfs, options.sysfs, options.rootfs, options.dev), runtimes)
-    except Stuck as error:
-        return _complain(error, COULD_NOT_JUDGE)
-    found = advice.judge(node)
-    console = Console()
+    node = advice.survey_in_time(Host(options.procfs, options.sysfs, options.rootfs, options.dev), runtimes)
+    found, console = advice.judge(node), _console()
     if parsed.json:
         print(advice.as_json(node, found))  # noqa: T201  the command's answer
     elif console.is_terminal:
-        for part in (*advice.facts(node), advice.table(found), *advice.conclusion(found)):
-            console.print(plain(part) if isinstance(part, str) else part, markup=False, highlight=False)
+        for part in (*map(plain, advice.facts(node)), advice.table(found), *advice.conclusion(found)):
+            console.print(part)
     else:
         sys.stdout.writelines(f"{line}\n" for line in advice.show(node, found))
     return advice.exit_code(found)
@@ -215,9 +240,23 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=10.0, help="between the two readings; rates are over this time (%(default)s)"
     )
     doctor.add_argument("--json", action="store_true", help="for machines")
-    doctor.add_argument(
+    instead = doctor.add_mutually_exclusive_group()
+    instead.add_argument(
         "--advise", action="store_true", help="tell instead which storage drivers could be used on this node, and why"
     )
+    instead.add_argument(
+        "--from",
+        dest="from_url",
+        metavar="URL",
+        help="read a running agent instead: http[s]://[USER:PASSWORD@]HOST[:PORT]; users also in ~/.netrc",
+    )
+    for name, what in (
+        ("ca-file", "whom to trust, instead of the system's authorities (PEM)"),
+        ("cert-file", "the certificate to show, where the agent wants one (PEM)"),
+        ("key-file", "its key, if it is not in the same file"),
+    ):
+        dest = f"from_{name.replace('-', '_')}"
+        doctor.add_argument(f"--from.{name}", dest=dest, metavar="FILE", help=f"with --from: {what}")
     _add_node(doctor)
     lint = _command(
         commands, "lint-storage", _lint_storage, "judge StorageClass, VolumeSnapshotClass and daemon.json offline"

@@ -1,65 +1,46 @@
 """What this node has to say of itself, for a person at a terminal: every collector runs twice, and is judged.
 
-The same collectors, watermarks and findings that the daemon serves. Two readings give what one cannot: rates, and so
-how much of what was written became more on its way.
+The same status that the daemon serves. Two readings give what one cannot: rates, and so how much of what was written
+became more on its way.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from agent.collector import Collector, RateRatio
 from agent.daemon import Engine, Options
 from agent.plain import plain
-from agent.runner import Level
+from agent.privileges import grants
 from agent.scheduler import Worker
+from agent.status import CollectorStatus, FindingStatus, LackStatus, Status, WatermarkStatus
 
 Verdict = Literal["clean", "warnings", "critical", "unknown"]
 EXIT: Mapping[Verdict, int] = {"clean": 0, "warnings": 1, "critical": 2, "unknown": 3}
 BAR = 40  # characters
+CLEAR_MOST = 30  # watermarks' targets below every tier that are shown
+ITEMS_MOST = 20  # of one fact
+FINDINGS_MOST = 200
 _POLL = 0.05
-_SEVERITIES = ("critical", "warning", "info")
+_STYLES = {"critical": "bold red", "warning": "yellow", "info": "cyan", None: "green"}
+_VERDICT_STYLES: Mapping[Verdict, str] = {
+    "clean": "bold green",
+    "warnings": "bold yellow",
+    "critical": "bold red",
+    "unknown": "bold magenta",
+}
+_STATE_STYLES = {"up": "green", "unsupported": "dim", "starting": "cyan", "failing": "bold red", "overdue": "bold red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How a collector fared; `reason` says why it is not up."""
-
-    collector: str
-    state: Literal["up", "unsupported", "failing", "overdue"]
-    reason: str
-    errors: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """A watermark's target, how full it is, and the tier that holds, if any."""
-
-    watermark: str
-    target: str
-    ratio: float
-    tier: str
-    severity: str
-    tiers: list[tuple[str, float, float]]  # name, raise, clear
-
-
-@dataclass(frozen=True, slots=True)
-class Hazard:
-    """A finding that holds."""
-
-    finding: str
-    severity: str
-    target: str
-    explanation: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
+class Ratio(msgspec.Struct, frozen=True):
     """A rate over a rate between the two readings; None where too little happened to tell."""
 
     name: str
@@ -68,43 +49,75 @@ class Ratio:
     ratio: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All that doctor has to say."""
+class Report(msgspec.Struct, frozen=True):
+    """All that doctor has to say; `seconds` lie between two readings, None if an agent was asked once."""
 
-    node: str
-    seconds: float
+    status: Status
     verdict: Verdict
-    collectors: list[Ran]
-    watermarks: list[Filled]
-    findings: list[Hazard]
-    ratios: list[Ratio]
+    seconds: float | None = None
+    ratios: list[Ratio] = []
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON has it."""
-        return asdict(self)
+    def as_json(self) -> bytes:
+        """Return the status document with the verdict, the ratios and the seconds in it."""
+        told = {name: getattr(self, name) for name in ("verdict", "seconds", "ratios")}
+        return msgspec.json.format(msgspec.json.encode({**msgspec.to_builtins(self.status), **told}), indent=1)
 
 
-def examine(options: Options, collectors: Sequence[Collector], seconds: float) -> Report:
-    """Run every collector twice, so many seconds apart, and judge what they found. Raises ConfigError."""
-    node = os.uname().nodename
-    engine = Engine(options, options.load(collectors), node, has_process=False)
+class Line(NamedTuple):
+    """One line; `is_whole` is one to be copied, which is not wrapped."""
+
+    indent: int
+    text: Text
+    is_whole: bool = False
+
+
+def examine(
+    options: Options, collectors: Sequence[Collector], seconds: float, tell: Callable[[str], None] = lambda _text: None
+) -> Report:
+    """Run every collector twice, so many seconds apart, and judge what they found. Raises ConfigError.
+
+    `tell` is given what is being waited for, again and again.
+    """
+    engine = Engine(options, options.load(collectors), os.uname().nodename, has_process=False)
     try:
         workers = engine.scheduler.workers
         while not engine.scheduler.is_ready:
+            engine.scheduler.tell_overdue()
+            tell(f"first reading: {_named(name for name, worker in workers.items() if not worker.is_first_done)}")
             time.sleep(_POLL)
         first, began = _readings(workers), time.monotonic()
-        time.sleep(seconds)
+        while (left := began + seconds - time.monotonic()) > 0:
+            tell(f"second reading in {left:.0f} s")
+            time.sleep(min(left, _POLL))
         before = {name: worker.runner.outcome for name, worker in workers.items()}
         for worker in workers.values():
             worker.wake(at_once=True)
-        while any(worker.runner.outcome is before[name] and not worker.is_overdue for name, worker in workers.items()):
+        while waits := [
+            name for name, each in workers.items() if each.runner.outcome is before[name] and not each.is_overdue
+        ]:
+            tell(f"second reading: {_named(waits)}")
             time.sleep(_POLL)
         elapsed = time.monotonic() - began
-        ratios = list(_ratios(first, _readings(workers)))
-        return _judge(node, elapsed, workers, ratios)
+        engine.publish()
+        status = engine.status()
+        return Report(status, judge(status), round(elapsed, 1), list(_ratios(first, _readings(workers))))
     finally:
         engine.stop(saves=False)
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def judge(status: Status) -> Verdict:
+    """Return the worst that was found; unknown if that is nothing, and not all could look."""
+    severities = {each.severity for each in status.watermarks} | {each.severity for each in status.findings}
+    if "critical" in severities:
+        return "critical"
+    if "warning" in severities:
+        return "warnings"
+    could_all = status.agent.ready and all(each.state in ("up", "unsupported") for each in status.collectors)
+    return "clean" if could_all and status.collectors else "unknown"
 
 
 _Readings = Mapping[RateRatio, tuple[Mapping[tuple[str, ...], float], Mapping[tuple[str, ...], float]]]
@@ -134,66 +147,151 @@ def _ratios(first: _Readings, second: _Readings) -> Iterator[Ratio]:
                 yield Ratio(ratio.name, ratio.layer, target, above / below if below >= ratio.floor else None)
 
 
-def _judge(node: str, seconds: float, workers: Mapping[str, Worker], ratios: list[Ratio]) -> Report:
-    ran, levels, hazards = [], [], []
-    for name, worker in sorted(workers.items()):
-        outcome = worker.runner.outcome
-        state: Literal["up", "unsupported", "failing", "overdue"] = "up" if outcome.is_up else "failing"
-        state = "overdue" if worker.is_overdue else state if outcome.is_supported else "unsupported"
-        ran.append(Ran(name, state, outcome.reason, dict(worker.runner.errors)))
-        levels += [_filled(level) for table in outcome.levels for level in table]
-        hazards += [
-            Hazard(found.finding.id, found.finding.severity, found.target, found.explanation, found.remedy)
-            for found in outcome.findings
-        ]
-    hazards.sort(key=lambda each: (_SEVERITIES.index(each.severity), each.finding, each.target))
-    severities = {level.severity for level in levels} | {hazard.severity for hazard in hazards}
-    verdict: Verdict = "critical" if "critical" in severities else "warnings" if "warning" in severities else "clean"
-    if verdict == "clean" and any(each.state in ("failing", "overdue") for each in ran):
-        verdict = "unknown"
-    return Report(node, round(seconds, 1), verdict, ran, levels, hazards, ratios)
+def print_report(report: Report, console: Console) -> None:
+    """Print the report: with colours and wrapped at a terminal; else one line for each thing, to be searched."""
+    for indent, text, is_whole in show(report):
+        if console.is_terminal and not is_whole:
+            console.print(Padding(text, (0, 0, 0, indent)))
+        else:
+            console.print(Text(" " * indent).append_text(text), soft_wrap=True)
 
 
-def _filled(level: Level) -> Filled:
-    tier = level.tier
-    name, severity = (tier.name, tier.severity) if tier else ("", "")
-    tiers = [(each.name, each.raise_at, each.clear_at) for each in level.tiers]
-    return Filled(level.watermark.name, level.target, level.reading.ratio, name, severity, tiers)
+def show(report: Report) -> Iterator[Line]:
+    """Yield the report's lines. What containers, or another agent, control does nothing to a terminal."""
+    status = report.status
+    node = status.node.hostname or status.agent.node or "this node"
+    how = f"two readings, {report.seconds:g} s apart" if report.seconds is not None else "read from its agent"
+    verdict = Text(report.verdict, _VERDICT_STYLES[report.verdict])
+    yield Line(0, Text.assemble((plain(node), "bold"), ": ", verdict, f" ({how})"))
+    for title, lines in (
+        ("Node", _node(status)),
+        ("Collectors", _collectors(status.collectors)),
+        ("Watermarks (| raise, : clear)", _watermarks(status)),
+        ("Amplification between the readings", _amplification(report.ratios)),
+        ("Findings", _findings(status)),
+    ):
+        found = list(lines)
+        if found:
+            yield Line(0, Text())
+            yield Line(0, Text(title, "bold"))
+            yield from found
+    if not status.findings:
+        yield Line(0, Text())
+        yield Line(0, Text("No findings."))
 
 
-def show(report: Report) -> Iterator[str]:
-    """Yield the report's lines. What containers control is shown with its control characters escaped."""
-    yield f"{plain(report.node)}: {report.verdict} (two readings, {report.seconds:g} s apart)"
-    yield ""
-    yield "Collectors"
-    for each in report.collectors:
-        errors = ", ".join(f"{count} {reason}" for reason, count in sorted(each.errors.items()))
-        told = "; ".join(filter(None, (each.reason, errors and f"skipped: {errors}")))
-        yield f"  {each.collector:<12} {each.state:<12} {plain(told)}".rstrip()
-    if report.watermarks:
-        yield ""
-        yield "Watermarks (| raise, : clear)"
-        for level in sorted(report.watermarks, key=lambda each: (each.watermark, -each.ratio)):
-            tier = f"  {level.tier}" if level.tier else ""
-            yield f"  {level.watermark:<18} {_bar(level)} {level.ratio:>6.1%}{tier}  {plain(level.target)}"
-    if report.ratios:
-        yield ""
-        yield "Amplification between the readings"
-        for ratio in report.ratios:
-            value = "too little was written to tell" if ratio.ratio is None else f"{ratio.ratio:.2f}"
-            yield f"  {ratio.layer:<12} {plain(ratio.target)}: {value}"
-    yield ""
-    yield "Findings" if report.findings else "No findings."
-    for hazard in report.findings:
-        yield f"  {hazard.severity:<9} {hazard.finding}  {plain(hazard.target)}"
-        yield f"            {plain(hazard.explanation)}"
-        yield f"            $ {plain(hazard.remedy)}"
+def _node(status: Status) -> Iterator[Line]:
+    node, agent = status.node, status.agent
+    told = [node.os, node.kernel and f"Linux {node.kernel}", node.cgroup and f"cgroup {node.cgroup}"]
+    told += [f"up {_span(status.time - node.boot_time)}" if node.boot_time is not None else None]
+    yield Line(2, Text(plain(", ".join(filter(None, told)))))
+    yield Line(
+        2, Text(plain(f"agent {agent.version}{'' if agent.config_reloaded else ', its configuration is refused'}"))
+    )
+    for fact in status.facts:
+        for item in fact.items[:ITEMS_MOST]:
+            yield Line(2, Text(plain(f"{fact.title}: {' '.join(filter(None, item.values()))}")))
+        if len(fact.items) > ITEMS_MOST:
+            yield Line(2, Text(plain(f"{fact.title}: {len(fact.items) - ITEMS_MOST} more")))
 
 
-def _bar(level: Filled) -> str:
-    filled = min(BAR, round(level.ratio * BAR))
+def _collectors(collectors: Sequence[CollectorStatus]) -> Iterator[Line]:
+    lacks = []
+    for each in sorted(collectors, key=lambda each: each.name):
+        errors = ", ".join(f"{count}x {reason}" for reason, count in sorted(each.errors.items()))
+        told = plain("; ".join(filter(None, (each.reason, errors and f"skipped: {errors}"))))
+        state = Text(f"{each.state:<12}", _STATE_STYLES[each.state])
+        line = Text.assemble(f"{plain(each.name):<12} ", state, f" {told}" if told else "")
+        line.rstrip()
+        yield Line(2, line)
+        for lack in each.lacks:
+            lacks.append(lack)
+            yield Line(15, Text.assemble("without ", (plain(_what(lack)), "bold"), f": {plain(lack.lost)}"))
+    capabilities = sorted({name for lack in lacks for name in lack.capabilities})
+    devices = sorted({lack.device for lack in lacks if lack.device})
+    if capabilities or devices:
+        yield Line(2, Text("To give it what it is without:"))
+        for where, text in grants(capabilities, devices):
+            yield Line(4, Text(plain(f"{where}: {text}")), is_whole=True)
+    if any(lack.mount for lack in lacks):
+        yield Line(
+            2,
+            Text(
+                "To show it the host's mounts: bind-mount each below /host with propagation rslave, as docs/"
+                "deployment.md has it; the agent's log names them."
+            ),
+        )
+
+
+def _what(lack: LackStatus) -> str:
+    mount = f"the host's mounts below {lack.mount}" if lack.mount else ""
+    return ", ".join(filter(None, (*(f"CAP_{name}" for name in lack.capabilities), lack.device, mount)))
+
+
+def _watermarks(status: Status) -> Iterator[Line]:
+    raised = [each for each in status.watermarks if each.tier is not None]
+    clear = [each for each in status.watermarks if each.tier is None][:CLEAR_MOST]
+    for each in sorted((*raised, *clear), key=lambda each: (each.watermark, -(each.ratio or 0.0))):
+        ratio = f"{each.ratio:>6.1%}" if each.ratio is not None and each.ratio < 1e6 else "     ?"  # noqa: PLR2004
+        line = Text.assemble(f"{plain(each.watermark):<18} ", _bar(each), f" {ratio}")
+        if each.tier:
+            line.append(f"  {plain(each.tier)}", _STYLES.get(each.severity, ""))
+        yield Line(2, line.append(f"  {plain(each.target)}"))
+    if (left := status.watermark_targets - len(raised) - len(clear)) > 0:
+        yield Line(2, Text(f"and {left} more, below every tier and less full"))
+
+
+def _bar(level: WatermarkStatus) -> Text:
+    filled = _place(level.ratio or 0.0, BAR)
     bar = ["#"] * filled + ["-"] * (BAR - filled)
-    for _, high, low in level.tiers:
-        bar[min(BAR - 1, int(low * BAR))] = ":"
-        bar[min(BAR - 1, int(high * BAR))] = "|"
-    return "".join(bar)
+    for tier in level.tiers:
+        bar[_place(tier.clear_at, BAR - 1)] = ":"
+        bar[_place(tier.raise_at, BAR - 1)] = "|"
+    text = Text("".join(bar), "dim")
+    text.stylize(_STYLES.get(level.severity, ""), 0, filled)
+    return text
+
+
+def _place(ratio: float, most: int) -> int:
+    """Return the place of a ratio in a bar, of which `most` is the last; one over 1 is there, one below 0 at 0."""
+    return int(min(max(ratio, 0.0), 1.0) * BAR) if ratio < most / BAR else most
+
+
+def _amplification(ratios: Iterable[Ratio]) -> Iterator[Line]:
+    for each in ratios:
+        value = "too little was written to tell" if each.ratio is None else f"{each.ratio:.2f}"
+        yield Line(2, Text(f"{each.layer:<12} {plain(each.target)}: {value}"))
+
+
+def _findings(status: Status) -> Iterator[Line]:
+    for each in status.findings[:FINDINGS_MOST]:
+        severity = Text(f"{each.severity:<9}", _STYLES[each.severity])
+        yield Line(2, Text.assemble(severity, " ", (plain(each.finding), "bold"), f"  {plain(each.target)}"))
+        yield Line(12, Text(plain(each.explanation)))
+        yield Line(12, Text.assemble(("$ ", "dim"), plain(each.remedy)), is_whole=True)
+        if told := _seen(status, each):
+            yield Line(12, Text(told, "dim"))
+    if (left := len(status.findings) - FINDINGS_MOST) > 0:
+        yield Line(2, Text(f"and {left} more"))
+
+
+def _seen(status: Status, each: FindingStatus) -> str:
+    """Return since when a finding is there, and that it is no new one; nothing for one of this minute."""
+    told = []
+    if (age := each.last_seen - each.first_seen) >= _MINUTE:
+        told.append(f"for {_span(age)}")
+    if (age := status.time - each.last_seen) >= _MINUTE:
+        told.append(f"last seen {_span(age)} ago")
+    return ", ".join(told)
+
+
+_MINUTE = 60.0
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def _span(seconds: float) -> str:
+    """Return a time in its largest unit that fits, for a person."""
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return "0 s"

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from agent import __version__
 from tests.unit.test_contract import KNOWN_TO_PROMTOOL
 
 WAIT = 60.0
-URL = re.compile(r"url=(http://\S+)")
+URL = re.compile(r"url=(https?://\S+)")
 
 
-def ullage(*arguments: str) -> subprocess.CompletedProcess[str]:
+def ullage(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "agent", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
 
 
 class Agent:
