@@ -15,8 +15,13 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from agent.errors import Failed, HostError, Malformed, Stuck, Vanished, from_os
+from agent.files import open_regular
 
 READ_LIMIT = 64 * 1024 * 1024
+FILE_LIMIT = (
+    16 * 1024 * 1024
+)  # of a file that a runtime or a person writes: what is made of it takes many times as much
+_KERNELS = ("proc", "sys", "dev")  # what has a place of its own
 _NUMBER = 64  # bytes, more than any number has
 _LINKS = 40  # as the kernel's MAXSYMLINKS
 _DIGITS = 20  # of a u64
@@ -167,25 +172,33 @@ class Host:
         return list(found)
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes, 64 MiB at most. Never waits for somebody to write into a pipe in its place."""
+        """Return a file's bytes: of the kernel's 64 MiB at most, of others 16 MiB; more is Failed. See `open`."""
         parts: list[bytes] = []
-        left = READ_LIMIT
+        most = READ_LIMIT if _is_kernels(path) else FILE_LIMIT
+        left = most
+        descriptor = self.open(path)
         try:
-            descriptor = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                while left > 0 and (part := os.read(descriptor, min(left, 1 << 16))):
-                    parts.append(part)
-                    left -= len(part)
-            finally:
-                os.close(descriptor)
+            while part := os.read(descriptor, 1 << 16):
+                parts.append(part)
+                left -= len(part)
+                if left < 0:
+                    raise Failed(path, f"is larger than {most} bytes")
         except OSError as error:
             raise from_os(path, error) from error
+        finally:
+            os.close(descriptor)
         return b"".join(parts)
 
     def open(self, path: str) -> int:
-        """Return a descriptor of a file, for reading; the caller closes it."""
+        """Return a descriptor of a file, for reading; the caller closes it.
+
+        Below the root filesystem nothing but a file is opened, whatever lies in its place.
+        """
+        real = self.real(path)
         try:
-            return os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if _is_kernels(path):
+                return os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return open_regular(real)
         except OSError as error:
             raise from_os(path, error) from error
 
@@ -246,7 +259,7 @@ class Host:
             raise from_os(path, error) from error
 
     def read_start(self, path: str, most: int) -> bytes:
-        """Return at most so many bytes of a file's beginning. Never waits for somebody to write into a pipe."""
+        """Return at most so many bytes of a file's beginning, see `open`."""
         descriptor = self.open(path)
         try:
             return os.read(descriptor, most)
@@ -350,6 +363,10 @@ class Host:
             yield
         except HostError as error:
             self.skip(error)
+
+
+def _is_kernels(path: str) -> bool:
+    return path.lstrip("/").partition("/")[0] in _KERNELS
 
 
 def _check(path: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from agent.files import open_regular
+
 LIMIT = 16 << 20  # bytes
 REFRESH = 600.0  # seconds between writes of a file whose times must not grow old, when nothing else changes
 T = TypeVar("T")
@@ -24,7 +26,7 @@ def load(path: Path, version: int, decode: Callable[[Any], T]) -> T | None:
     """
     log = structlog.get_logger()
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(str(path)), "rb") as file:
             return decode(_checked(file.read(LIMIT + 1), version))
     except FileNotFoundError:
         return None
@@ -53,13 +55,18 @@ def save(path: Path, version: int, data: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=_open_own) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         structlog.get_logger().warning("state not saved", path=str(path), error=error.strerror)
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a file to write, none behind a link, and no pipe that nobody reads."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 class Keeper:

@@ -209,7 +209,8 @@ class _Filesystem:
         if self.is_stuck:
             raise Stuck(self.uuid, "did not answer before")
         try:
-            return host.ioctl(self.mount, number, request, self.uuid)
+            # "/." opens directories only: mounted may be a single file too, which a container may have made a device
+            return host.ioctl(f"{self.mount}/.", number, request, self.uuid)
         except Stuck:
             self.is_stuck = True
             raise

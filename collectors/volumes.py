@@ -209,7 +209,7 @@ class Volumes:
     def _directories(self, host: Host, path: str) -> Iterator[Volume]:
         for name in host.names(path):
             mountpoint = f"{path}/{name}/_data"
-            if host.exists(mountpoint):
+            if "_data" in host.listed(f"{path}/{name}"):  # no look at itself: what is mounted there may hang
                 options = None
                 with host.skipping():
                     options = self._read(host, f"{path}/{name}/opts.json", docker.parse_options)

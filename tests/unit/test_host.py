@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from agent.errors import Failed, Malformed, Vanished
-from agent.host import Host
+from agent.host import FILE_LIMIT, Host
 
 LOOKS: list[Callable[[Host, str], object]] = [
     Host.read,
@@ -87,10 +91,60 @@ def test_a_number_that_is_none_or_absent_is_named(host: Host) -> None:
         host.read_ints("sys/qgroups/0_6", ("exclusive",))
 
 
-def test_nobody_has_to_write_into_a_pipe_that_is_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    host = Host(rootfs=str(tmp_path))
-    assert (host.read("/pipe"), host.read_start("/pipe", 10)) == (b"", b"")
+UNLOCK, NUMBER = 0x40045431, 0x80045430  # TIOCSPTLCK and TIOCGPTN of asm-generic/ioctls.h
+READS: list[Callable[[Host, str], object]] = [
+    Host.read,
+    Host.open,
+    Host.read_int,
+    Host.read_if_there,
+    lambda host, path: host.read_start(path, 1),
+]
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, make_socket, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("look", READS)
+def test_nothing_but_a_file_is_read_where_one_is_expected(
+    look: Callable[[Host, str], object], make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / "daemon.json")
+    with pytest.raises(Failed, match=r"/daemon\.json: is not a regular file"):
+        look(Host(rootfs=str(tmp_path)), "/daemon.json")
+
+
+@pytest.mark.parametrize("look", READS)
+def test_a_device_is_not_even_opened(look: Callable[[Host, str], object], tmp_path: Path) -> None:
+    """To open one may rewind a tape, or arm a watchdog. A terminal's master tells whether its slave ever was open."""
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(master, UNLOCK, struct.pack("i", 0))
+    slave = f"/dev/pts/{struct.unpack('i', fcntl.ioctl(master, NUMBER, bytes(4)))[0]}"
+    (tmp_path / "device").symlink_to(slave)
+    poll = select.poll()
+    poll.register(master, 0)
+    with pytest.raises(Failed, match="/device: is not a regular file"):
+        look(Host(rootfs=str(tmp_path)), "/device")
+    told = poll.poll(0)
+    os.close(os.open(slave, os.O_RDONLY | os.O_NOCTTY))
+    told_once_it_was = poll.poll(0)
+    os.close(master)
+    assert (told, told_once_it_was) == ([], [(master, select.POLLHUP)])
+
+
+@pytest.mark.parametrize("size", [FILE_LIMIT + 1, 1 << 40])
+def test_a_huge_file_is_not_read_to_its_end(size: int, tmp_path: Path) -> None:
+    with open(tmp_path / "daemon.json", "wb") as file:
+        file.truncate(size)
+    with pytest.raises(Failed, match=rf"/daemon\.json: is larger than {FILE_LIMIT} bytes"):
+        Host(rootfs=str(tmp_path)).read("/daemon.json")
+
+
+def test_a_large_file_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "layers.json").write_bytes(b"x" * FILE_LIMIT)
+    assert Host(rootfs=str(tmp_path)).read("/layers.json") == b"x" * FILE_LIMIT
 
 
 def test_a_directory_tells_directories_from_links_to_them(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,3 +242,51 @@ def test_strange_answers_of_ioctls_and_statvfs_are_no_bug(collector: Collector, 
             run()
 
     damage()
+
+
+def make_socket(path: Path) -> None:
+    """Make a socket, wherever: an address may have 107 characters."""
+    place = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"/proc/self/fd/{place}/{path.name}")
+    os.close(place)
+
+
+def make_sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+PLACED: Mapping[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "socket": make_socket,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "way out": lambda path: path.symlink_to("/proc/self/root"),
+    "sparse": make_sparse,
+}
+
+
+@pytest.mark.parametrize("placed", PLACED)
+@every_tree
+def test_nothing_in_the_place_of_a_file_or_directory_is_a_bug(
+    collector: Collector, tree: Path, placed: str, tmp_path: Path
+) -> None:
+    """Below the root filesystem; no descriptor is open afterwards."""
+    node = Node(collector, tree, tmp_path)
+    root = Path(node.host.rootfs)
+    others = [root / name for name in ("proc", "sys", "dev", "drives")]  # the kernel's, and the test's
+    places = [path for path in root.rglob("*") if not any(path.is_relative_to(each) for each in others)]
+    places = [path for path in places if not path.is_symlink() and (path.parent != root or path.is_dir())]
+    descriptors = os.listdir("/proc/self/fd")
+    with node.running() as run_again:
+        run_again()
+        for path in places:
+            path.rename(tmp_path / "aside")
+            PLACED[placed](path)
+            with node.running() as run:
+                run()
+            run_again()
+            path.unlink()
+            (tmp_path / "aside").rename(path)
+    assert os.listdir("/proc/self/fd") == descriptors
