@@ -10,6 +10,7 @@ directories in /var/log/pods, at last Docker's API. What none of them knows stay
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -19,7 +20,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from agent.errors import Denied, Malformed, Vanished
+from agent.dockerapi import DockerApi
+from agent.errors import Denied, HostError, Malformed, Vanished
 from agent.host import Host
 from agent.metric import LabelSet, label
 
@@ -30,6 +32,7 @@ SHORT_ID = 12
 CHECK_EVERY = 10.0  # seconds between looks whether a name has changed, or has become known
 RETRY_MOST = 300.0  # seconds between looks for a name that stays unknown
 API_EVERY = 30.0  # seconds between questions to Docker's API
+API_WITHIN = 5.0  # seconds for an answer
 
 _ID = r"(?P<id>[0-9a-f]{64})"
 _PREFIXES: dict[str, Runtime] = {
@@ -462,17 +465,9 @@ class _Api:
         return name
 
     def _ask(self, sockets: list[str]) -> None:
-        import docker  # noqa: PLC0415  8 MiB that only a node with Docker's socket pays
-
         names = {}
         for socket in sockets:
-            try:
-                client = docker.APIClient(base_url=f"unix://{socket}", timeout=5)
-                try:
-                    for each in client.containers(all=True):
-                        names[str(each["Id"])] = str((each.get("Names") or [""])[0]).removeprefix("/")
-                finally:
-                    client.close()
-            except (docker.errors.DockerException, OSError, KeyError, TypeError):
-                continue  # absent, refused or hanging: the name stays unknown
+            with contextlib.suppress(HostError, KeyError, TypeError, IndexError):  # the name stays unknown
+                for each in DockerApi(socket, API_WITHIN).containers():
+                    names[str(each["Id"])] = str((each.get("Names") or [""])[0]).removeprefix("/")
         self._names = names

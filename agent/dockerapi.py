@@ -1,18 +1,23 @@
-"""Docker's API: the few calls that we make of it. Each has a time-out, and raises nothing but HostErrors.
+"""Docker's API: the few calls that we make of it. Each has a deadline and a size, and raises nothing but HostErrors.
 
-Podman answers the same calls. The SDK is imported with the first client: 8 MiB that only a node with a socket pays.
+Podman answers the same calls. The SDK is imported with the first client: 8 MiB that only a node with a socket pays. Its
+connections are ours: a daemon may hang, drip, or never come to an end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from agent.errors import Failed, HostError, Stuck, from_os
 
 ANSWER = 10.0  # seconds for one answer
+ANSWER_MOST = 8 << 20  # bytes of one answer, and between two events: 25,000 volumes
 SILENCE = 60.0  # seconds without an event; there is no heartbeat, so only a new question tells whether anybody is there
 SECOND = 1_000_000_000  # nanoseconds
 
@@ -44,87 +49,157 @@ class Api(Protocol):
         ...
 
 
+class _Stream(socket.socket):
+    """A socket whose reads have one deadline together, and a size: a time-out for each begins anew with each byte."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.grant(seconds)
+        self.settimeout(seconds)
+        try:
+            self.connect(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def grant(self, seconds: float) -> None:
+        """Begin anew: so long may it take, and ANSWER_MOST bytes, until the next call of this."""
+        self._until = time.monotonic() + seconds
+        self._left = ANSWER_MOST
+
+    def recv_into(self, *arguments: Any) -> int:
+        """Read, as http.client does it."""
+        self.check()
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+        count = super().recv_into(*arguments)
+        self._left -= count
+        return count
+
+    def check(self) -> None:
+        """Raise OSError if more has come than may."""
+        if self._left <= 0:
+            raise OSError(errno.EMSGSIZE, f"Docker's API: an answer of more than {ANSWER_MOST} bytes")
+
+    def end(self) -> None:
+        """Close it now: `close` would wait for whoever holds an answer that was not read to its end."""
+        if (descriptor := self.detach()) >= 0:
+            os.close(descriptor)
+
+
 class DockerApi:
-    """A client on one socket. For one thread, but for `close`."""
+    """A client on one socket, with a connection for each question. For one thread, but for `close`."""
 
     def __init__(self, path: str, answer: float = ANSWER, silence: float = SILENCE) -> None:
-        import docker  # noqa: PLC0415  see above
-
-        class Client(docker.APIClient):  # type: ignore[misc]  # the SDK has no types
-            def __init__(self, **options: Any) -> None:
-                try:
-                    super().__init__(**options)  # which asks for the version
-                except Exception:
-                    self.close()
-                    raise
-
-            # the SDK reads events without any time-out: a daemon that hangs would keep the thread for ever
-            def send(self, request: Any, **options: Any) -> Any:
-                options["timeout"] = options.get("timeout") or silence
-                return super().send(request, **options)
-
         self._path = path
         self._answer = answer
-        self._stream: Any = None
-        with self._typed():
-            self._reach()
-            self._client = Client(base_url=f"unix://{path}", timeout=answer)
-            # the SDK keeps a pool of connections for each URL, and `since` makes each a new one
-            self._client.headers["Connection"] = "close"
+        self._silence = silence
+        self._within = answer
+        self._stream: _Stream | None = None  # of the question that is asked now
+        self._open: set[_Stream] = set()  # a volume may be asked for between two events
+        self._is_closed = False
+        with self._asking(answer):
+            import docker  # noqa: PLC0415  see above
+
+            with contextlib.closing(self._client_of(docker.constants.MINIMUM_DOCKER_API_VERSION)) as client:
+                version = client.version(api_version=False)["ApiVersion"]
+            self._client = self._client_of(version)
 
     def info(self) -> Any:
         """Return what the daemon says of itself."""
-        with self._typed():
+        with self._asking(self._answer):
             return self._client.info()
+
+    def containers(self) -> Any:
+        """Return all containers, running or not."""
+        with self._asking(self._answer):
+            return self._client.containers(all=True)
 
     def volumes(self) -> Any:
         """Return all volumes."""
-        with self._typed():
-            self._reach()
+        with self._asking(self._answer):
             return self._client.volumes()["Volumes"] or []
 
     def volume(self, name: str) -> Any:
         """Return one volume."""
-        with self._typed():
+        with self._asking(self._answer):
             return self._client.inspect_volume(name)
 
     def volume_events(self, since: int, until: int | None = None) -> Iterator[Any]:
         """Yield what happened to volumes; see Api."""
         try:
-            with self._typed():
+            with self._asking(self._silence):
                 filters = {"type": "volume"}
                 end = _seconds(until) if until is not None else None
-                self._stream = self._client.events(since=_seconds(since), until=end, filters=filters, decode=True)
-                yield from self._stream
+                for event in self._client.events(since=_seconds(since), until=end, filters=filters, decode=True):
+                    yield event
+                    if self._stream is not None:
+                        self._stream.grant(self._silence)
+                if self._stream is not None:
+                    self._stream.check()  # the SDK takes every error of a stream for its end
         except Stuck:
             if until is not None:
                 raise
-        finally:
-            self._end()
 
     def close(self) -> None:
         """End what is out, from any thread."""
-        self._end()
+        self._is_closed = True
+        for stream in list(self._open):
+            _cut(stream)
         self._client.close()
 
-    def _reach(self) -> None:
-        # the SDK leaves a socket that cannot connect to the garbage collector
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(self._answer)
-            probe.connect(self._path)
+    def _connect(self) -> _Stream:
+        self._stream = stream = _Stream(self._path, self._within)
+        self._open.add(stream)
+        if self._is_closed:  # meanwhile, so that nobody else cuts it
+            _cut(stream)
+        return stream
 
-    def _end(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            with contextlib.suppress(OSError, AttributeError):  # it may have ended by itself, and have no socket left
-                stream.close()
+    def _client_of(self, version: str) -> Any:
+        """Return a client of the SDK whose connections are `_Stream`s."""
+        import docker  # noqa: PLC0415  see above
+        from docker.transport import unixconn  # noqa: PLC0415
+
+        api = self
+
+        class Connection(unixconn.UnixHTTPConnection):  # type: ignore[misc]  # the SDK has no types
+            def connect(self) -> None:
+                self.sock = api._connect()
+
+        class Pool(unixconn.UnixHTTPConnectionPool):  # type: ignore[misc]  # the SDK has no types
+            def _new_conn(self) -> Connection:
+                return Connection(self.base_url, self.socket_path, self.timeout)
+
+        class Adapter(docker.transport.UnixHTTPAdapter):  # type: ignore[misc]  # the SDK has no types
+            def get_connection(self, url: str, proxies: object = None) -> Pool:  # noqa: ARG002
+                return Pool(url, self.socket_path, self.timeout)
+
+        client = docker.APIClient(base_url=f"unix://{self._path}", version=version, timeout=self._answer)
+        client.mount("http+docker://", Adapter(f"http+unix://{self._path}", self._answer))
+        client.headers["Connection"] = "close"
+        return client
 
     @contextlib.contextmanager
-    def _typed(self) -> Iterator[None]:
+    def _asking(self, seconds: float) -> Iterator[None]:
+        """Have one question, and its answer, within so many seconds."""
+        before, self._stream, self._within = self._stream, None, seconds
         try:
             yield
         except Exception as error:
             raise _typed(self._path, error) from error
+        finally:
+            stream, self._stream = self._stream, before
+            if stream is not None:
+                self._open.discard(stream)
+                stream.end()
+
+
+def _cut(stream: _Stream) -> None:
+    """Wake whoever reads it, with its end."""
+    with contextlib.suppress(OSError):  # it has ended by itself
+        stream.shutdown(socket.SHUT_RDWR)
 
 
 def _seconds(nanoseconds: int) -> str:

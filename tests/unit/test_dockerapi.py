@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from agent.dockerapi import DockerApi
+from agent.dockerapi import ANSWER_MOST, DockerApi
 from agent.errors import Failed, HostError, Stuck, Vanished
 
 EVENT = {"Type": "volume", "Action": "create", "Actor": {"ID": "a"}, "timeNano": 5}
@@ -48,6 +51,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.over.wait()
         elif isinstance(answer, bytes):
             self.wfile.write(answer)
+        elif callable(answer):
+            with contextlib.suppress(OSError):  # the client has had enough
+                answer(self)
         elif name == "events":
             self._stream(answer)
         else:
@@ -148,10 +154,14 @@ def test_a_silence_in_what_must_end_is_one(server: Server, make: Make) -> None:
         list(make().volume_events(1, 2))
 
 
-def test_the_end_of_a_client_ends_its_stream(server: Server, path: str) -> None:
-    server.answers["events"] = [EVENT]
-    api = DockerApi(path, answer=0.3, silence=1000)
+@pytest.mark.parametrize("is_asked_between", [False, True])
+def test_the_end_of_a_client_ends_its_stream(server: Server, path: str, *, is_asked_between: bool) -> None:
+    server.answers |= {"events": [EVENT, EVENT], "a": {"Name": "a"}}
+    api = DockerApi(path, answer=30, silence=1000)
     events = api.volume_events(1)
+    assert next(events) == EVENT
+    if is_asked_between:
+        assert api.volume("a") == {"Name": "a"}
     assert next(events) == EVENT
     ended = threading.Event()
 
@@ -186,6 +196,86 @@ def test_each_failure_is_a_typed_error(
     server.answers[name] = answer
     with pytest.raises(error):
         make().volumes()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def drip(start: bytes, drop: bytes) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(start)
+        while not handler.server.over.wait(0.02):
+            handler.wfile.write(drop)
+
+    return answer
+
+
+def pour(start: bytes, gush: bytes) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(start)
+        while not handler.server.over.is_set():
+            handler.wfile.write(gush)
+
+    return answer
+
+
+@pytest.mark.parametrize("name", ["version", "volumes", "a"])
+@pytest.mark.parametrize(
+    "answer",
+    [drip(b"", b"H"), drip(HEAD, b"X: y\r\n"), drip(HEAD + b"\r\n", b" "), drip(CHUNKED, b"1\r\n \r\n")],
+    ids=["line", "headers", "body", "chunks"],
+)
+def test_an_answer_that_drips_has_one_deadline(server: Server, make: Make, name: str, answer: object) -> None:
+    server.answers[name] = answer
+    with pytest.raises(Stuck):
+        make().volumes() if name == "volumes" else make().volume("a")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pour(HEAD + b"\r\n[", b"0," * (1 << 15)),
+        pour(CHUNKED, b"10000\r\n" + b" " * 65536 + b"\r\n"),
+        pour(b"HTTP/1.1 500 no\r\nContent-Length: 999999999999\r\n\r\n", b" " * 65536),
+    ],
+    ids=["promised", "chunked", "refusal"],
+)
+def test_gigabytes_are_not_read_to_their_end(server: Server, path: str, answer: object) -> None:
+    server.answers["containers"] = server.answers["json"] = answer
+    api = DockerApi(path, answer=60)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Failed, match=f"more than {ANSWER_MOST} bytes"):
+            api.containers()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * ANSWER_MOST  # the server's share with it
+
+
+def test_an_event_that_never_ends_is_given_up(server: Server, path: str) -> None:
+    server.answers["events"] = pour(CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n")
+    with pytest.raises(Failed, match=f"more than {ANSWER_MOST} bytes"):
+        list(DockerApi(path, silence=60).volume_events(1))
+
+
+def test_events_without_an_end_are_told_one_by_one(server: Server, path: str) -> None:
+    event = EVENT | {"Padding": "x" * 60_000}
+    line = json.dumps(event).encode() + b"\n"
+    server.answers["events"] = pour(CHUNKED, b"%x\r\n%s\r\n" % (len(line), line))
+    api = DockerApi(path)
+    events = api.volume_events(1)
+    most = 2 * ANSWER_MOST // len(line)
+    assert all(each == event for each in itertools.islice(events, most))
+    api.close()
+    with contextlib.suppress(Failed):  # cut in the middle of one
+        assert all(each == event for each in events)
+
+
+def test_an_event_that_drips_is_a_silence(server: Server, make: Make) -> None:
+    server.answers["events"] = drip(CHUNKED, b"1\r\n \r\n")
+    assert list(make().volume_events(1)) == []
 
 
 def test_what_is_not_there_is_typed_too(server: Server, make: Make) -> None:
