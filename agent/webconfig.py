@@ -15,7 +15,8 @@ import re
 import secrets
 import ssl
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _BCRYPT = re.compile(rb"\$2[aby]\$(?P<cost>0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 _BCRYPT_READS = 72  # bytes of a password; htpasswd and Go drop the rest, so a hash knows nothing of it
 _KEPT = 64  # proven passwords
+_REST = 4  # times as long as a check took it is rested after a wrong password
 _QUEUE = 16  # password checks that may wait: twice what one peer's connections can ask for
 _SANS = ("DNS", "IP Address", "URI", "email")
 
@@ -100,12 +102,16 @@ class _Hidden:
 
 
 class Users:
-    """Who may read, by bcrypt hashes. A hash takes tens of milliseconds: one is checked at a time, proofs are kept."""
+    """Who may read, by bcrypt hashes. A hash takes tens of milliseconds: one is checked at a time, proofs are kept.
 
-    def __init__(self, hashes: Mapping[bytes, bytes]) -> None:
+    After a wrong password none is checked for a while: who guesses gets a fifth of one processor.
+    """
+
+    def __init__(self, hashes: Mapping[bytes, bytes], pause: Callable[[float], object] = time.sleep) -> None:
         import bcrypt  # noqa: PLC0415  a megabyte that only those pay who have users
 
         self._check = bcrypt.checkpw
+        self._pause = pause
         self._hashes = dict(hashes)
         # an unknown user costs as much time as a known one, and no password has this hash
         cost = max(int(_cost(stored)) for stored in hashes.values())
@@ -137,7 +143,9 @@ class Users:
             stack.callback(self._turn.release)
             if proof in self._proven:
                 return True
+            began = time.thread_time()
             if not self._check(password[:_BCRYPT_READS], stored):
+                self._pause(_REST * (time.thread_time() - began))
                 return False
             if len(self._proven) >= _KEPT:
                 del self._proven[next(iter(self._proven))]

@@ -1,6 +1,6 @@
 """The server under attack: scrapes answer and memory stays, whatever other clients of the network do.
 
-500 clients say nothing (to a TLS port: not even the handshake) and 100 drip a request, a byte a second. They come from
+900 clients say nothing (to a TLS port: not even the handshake) and 100 drip a request, a byte a second. They come from
 other loopback addresses, and come back within a second when they are cut off.
 """
 
@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import re
+import resource
 import socket
 import ssl
 import subprocess
@@ -26,7 +27,7 @@ import pytest
 
 from tests.certificates import Authority
 
-SILENT, DRIPPING, SCRAPES = 500, 100, 12
+SILENT, DRIPPING, SCRAPES = 900, 100, 12
 GROWTH = 4 * 1024  # KiB
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: ullage\r\nX-Slow: " + b"x" * 1000
 PROGRAM = """
@@ -153,6 +154,12 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
             yield target
         finally:
             target.process.terminate()
+
+
+@pytest.fixture(autouse=True)
+def _enough_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * (SILENT + DRIPPING))), hard))
 
 
 @pytest.mark.slow

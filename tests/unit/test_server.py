@@ -246,6 +246,63 @@ def test_nothing_else_is_found(server: Server, path: str) -> None:
     assert ask(server, path).status == expected
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/-/reload/../../metrics/..%2f-/reload",
+        "/metrics/../-/reload",
+        "/metrics/..;/-/reload",
+        "/%2d/reload",
+        "/-/reload%00",
+        "/-/reload/",
+        "/./-/reload",
+        "/-\\reload",
+        "//evil.example/-/reload",
+        "http://evil.example/metrics/../-/reload",
+        "file:///etc/passwd",
+        "/etc/passwd",
+    ],
+)
+def test_no_path_leads_anywhere_else(app: App, server: Server, path: str) -> None:
+    app.lifecycle = True
+    assert (ask(server, path, "POST").status, app.reloads) == (404, 0)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"",
+        b"Host: evil.example\r\n",
+        b"Host: a\r\nHost: b\r\n",
+        b'Host: "><script>\r\nX-Forwarded-Host: evil.example\r\n',
+    ],
+)
+@pytest.mark.parametrize("path", [b"/", b"/metrics", b"/api/v1/status", b"/nope", b"http://evil.example/-/reload"])
+def test_who_the_client_thinks_we_are_is_in_no_answer(server: Server, host: bytes, path: bytes) -> None:
+    answer = exchange(server, b"GET " + path + b" HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert b"evil" not in answer
+    assert b"<script" not in answer
+    assert b"Location:" not in answer
+
+
+def test_a_client_that_sends_no_more_is_answered(app: App, server: Server) -> None:
+    app.body = [b"x" * 1_000_000] * 3
+    with dial(server) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.endswith(b"\r\n\r\n" + b"".join(app.body))
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nX: "])
+def test_a_client_that_ends_before_its_request_is_let_go(server: Server, sent: bytes) -> None:
+    with dial(server) as sock:
+        sock.sendall(sent)
+        sock.shutdown(socket.SHUT_WR)
+        assert is_closed(sock)
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])
 def test_reading_is_all_that_is_allowed(server: Server, method: str) -> None:
     reply = ask(server, "/metrics", method)
@@ -328,6 +385,17 @@ def test_a_body_is_never_taken_for_a_request(app: App, server: Server) -> None:
         b"Content-Length: %d" % len(body),
         b"Transfer-Encoding: chunked",
         b"Content-Length: 0\r\nContent-Length: 9",
+        b"Content-Length: 0\r\nTransfer-Encoding: chunked",
+        b"Content-Length: 0\r\ntransfer-encoding: xchunked",
+        b"Transfer-Encoding:",
+        b"Content-Length: +0",
+        b"Content-Length: 0, 0",
+        b"Content-Length: -1",
+        b"Content-Length: 0x0",
+        b"X: a\r\r\nContent-Length: %d" % len(body),
+        b"X: a\rContent-Length: %d" % len(body),
+        b"X:\r\n Content-Length: %d" % len(body),
+        b"\0Content-Length: %d" % len(body),
     ):
         answers = exchange(server, b"GET /-/healthy HTTP/1.1\r\n" + header + b"\r\n\r\n" + body)
         assert answers.count(b"HTTP/1.1 ") == 1
@@ -355,6 +423,11 @@ def test_a_client_that_waits_to_send_its_body_is_answered_at_once(app: App, serv
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n folded: first\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length : 5\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX:\r\n\tfolded: later\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nFrom x\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: a\rContent-Length: 5\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: a\r\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: \0\r\n\r\n", 400),
         (b"GET http://[ HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"\xff\xfe\x00 /\xff HTTP/1.1\r\nConnection: close\r\n\r\n", 404),
@@ -663,6 +736,28 @@ def test_a_handshake_has_a_deadline(serve: Serve, authority: Authority, tmp_path
     with dial(server) as sock:
         sock.sendall(b"\x16\x03\x01")
         assert is_closed(sock)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\0" * 1000,
+        bytes(range(256)) * 4,
+        b"\x16\x03\x01\xff\xff" + b"\x01\xff\xff\xff" * 5000,  # a ClientHello of 16 MiB
+        b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03",  # one that is cut
+        b"\x15\x03\x03\x00\x02\x02\x28",  # an alert
+        b"\x80\x2e\x01\x00\x02",  # SSL 2
+    ],
+)
+def test_what_is_no_handshake_ends_its_connection_alone(
+    serve: Serve, authority: Authority, tmp_path: Path, sent: bytes
+) -> None:
+    server = serve(web_config(tmp_path, authority), request_deadline=0.5)
+    with dial(server) as sock:
+        sock.sendall(sent)
+        while not is_closed(sock):  # after an alert, if OpenSSL sends one
+            pass
+    assert ask(server, "/metrics", tls=client_tls(authority)).status == 200
 
 
 def test_a_client_that_speaks_http_to_the_tls_port_is_told(serve: Serve, authority: Authority, tmp_path: Path) -> None:

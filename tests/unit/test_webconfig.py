@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import bcrypt
@@ -273,6 +274,19 @@ def test_an_unknown_user_costs_what_the_dearest_known_one_does() -> None:
     users = Users({b"alice": hashed(b"sesame"), b"bob": HASH.encode()})
     assert users._nobody.startswith(b"$2b$10$")
     assert not users.admit(basic(b"eve:sesame"), 1)
+
+
+def test_who_guesses_has_a_small_share_of_the_processor() -> None:
+    pauses: list[float] = []
+    users = Users({b"alice": hashed(b"sesame")}, pauses.append)
+    began = time.thread_time()
+    assert not any(users.admit(basic(b"alice:%d" % number), 1) for number in range(20))
+    spent = time.thread_time() - began
+    assert len(pauses) == 20
+    assert 0 < sum(pauses) < 4 * spent
+    users.admit(basic(b"alice:sesame"), 1)
+    assert not users.admit(basic(b"eve:sesame"), 1)
+    assert len(pauses) == 21
 
 
 def test_what_is_remembered_is_bounded() -> None:
