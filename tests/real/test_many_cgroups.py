@@ -1,0 +1,74 @@
+"""20,000 real memory cgroups of containers: series, memory and descriptors are bounded, and others are served."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.stack import until
+from tests.real.agent import Agent, agent
+from tests.real.cgroups import memory_root
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+CGROUPS = 20_000
+TOP, KEPT = 200, 4096  # the collector's defaults
+GROWTH = 64 << 20  # bytes, names and kept descriptors of 20,000
+
+
+@pytest.fixture
+def parent(need: Callable[..., None]) -> Iterator[Path]:
+    need()
+    root = memory_root()
+    assert root is not None
+    made = root / "ullage-many"
+    made.mkdir()
+    if (made / "cgroup.subtree_control").exists():
+        (made / "cgroup.subtree_control").write_text("+memory")
+    yield made
+    for each in made.iterdir():
+        if each.is_dir():
+            each.rmdir()
+    made.rmdir()
+
+
+def samples(text: str, family: str) -> dict[tuple[str, ...], float]:
+    for each in text_string_to_metric_families(text):
+        if each.name == family:
+            return {tuple(sample.labels.values()): sample.value for sample in each.samples}
+    return {}
+
+
+def runs(started: Agent, collector: str) -> float:
+    """Return when the collector's newest run ended."""
+    return samples(started.scrape(), "ullage_collector_last_success_timestamp_seconds")[collector,]
+
+
+def wait_for_runs(started: Agent, count: int) -> None:
+    for _ in range(count):
+        before = runs(started, "pagecache")
+        until(lambda seen=before: runs(started, "pagecache") > seen, "pagecache has run")  # type: ignore[misc]
+
+
+def test_20000_cgroups_cost_no_more_than_is_allowed(parent: Path, tmp_path: Path) -> None:
+    with agent(tmp_path) as started:
+        until(lambda: ("pagecache",) in samples(started.scrape(), "ullage_collector_up"), "pagecache is there")
+        before, (_, descriptors, _) = started.memory(), started.footprint()
+        for number in range(CGROUPS):
+            (parent / hashlib.sha256(b"%d" % number).hexdigest()).mkdir()
+        wait_for_runs(started, 3)
+        text = started.scrape()
+        series = samples(text, "ullage_container_page_cache_bytes")
+        assert len(series) == TOP + 1
+        assert any("other" in key for key in series)
+        for family in ("ullage_collector_up", "ullage_collector_overdue"):
+            assert samples(text, family)["pagecache",] == (family == "ullage_collector_up")
+        assert samples(text, "ullage_collector_up")["filesystem",] == 1
+        assert started.footprint()[1] - descriptors <= KEPT
+        assert started.memory() - before <= GROWTH
+        assert re.search(r"level=error", started.log.read_text()) is None
