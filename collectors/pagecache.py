@@ -107,6 +107,7 @@ CACHED_INODES = Metric("ullage_cached_inodes", "Inodes in memory: all, and not i
 NODE = (REFAULTED, SCANNED, STOLEN, STALLS, INODE_STEALS, BLOCK_READ, BLOCK_WRITTEN, DIRTIED, CLEANED, DROPS)
 SIMPLE = (  # key of /proc/vmstat, metric, labels, factor
     ("workingset_refault_file", REFAULTED, (), 1),
+    ("workingset_refault", REFAULTED, (), 1),  # before Linux 5.9, of files too
     *((f"pgscan_{by}", SCANNED, (by,), 1) for by in ("kswapd", "direct", "khugepaged", "proactive")),
     *((f"pgsteal_{by}", STOLEN, (by,), 1) for by in ("kswapd", "direct", "khugepaged", "proactive")),
     *((f"allocstall_{zone}", STALLS, (zone,), 1) for zone in ("dma", "dma32", "normal", "movable", "device")),

@@ -304,7 +304,9 @@ class Qgroups:
     def _quota(self, host: Host, filesystem: _Filesystem, owners: Owners) -> Generator[Yield, None, list[_Row]]:
         uuid, base = filesystem.uuid, f"{filesystem.base}/qgroups"
         is_on = host.exists(base)
-        yield ENABLED(int(is_on), uuid)
+        # before 5.9 nothing in sysfs tells of quota: only what came later says that there is none
+        if is_on or host.glob(f"{filesystem.base}/devinfo/*/error_stats"):
+            yield ENABLED(int(is_on), uuid)
         if not is_on:
             if uuid in self._had_quota:
                 yield DISAPPEARED(uuid, mount=filesystem.quoted)
