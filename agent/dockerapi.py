@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import socket
 import time
@@ -69,7 +70,8 @@ class _Stream(socket.socket):
 
     def recv_into(self, *arguments: Any) -> int:
         """Read, as http.client does it."""
-        self.check()
+        if self._left <= 0:
+            raise OSError(errno.EMSGSIZE, f"Docker's API: an answer of more than {ANSWER_MOST} bytes")
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -77,11 +79,6 @@ class _Stream(socket.socket):
         count = super().recv_into(*arguments)
         self._left -= count
         return count
-
-    def check(self) -> None:
-        """Raise OSError if more has come than may."""
-        if self._left <= 0:
-            raise OSError(errno.EMSGSIZE, f"Docker's API: an answer of more than {ANSWER_MOST} bytes")
 
     def end(self) -> None:
         """Close it now: `close` would wait for whoever holds an answer that was not read to its end."""
@@ -131,17 +128,21 @@ class DockerApi:
         """Yield what happened to volumes; see Api."""
         try:
             with self._asking(self._silence):
-                filters = {"type": "volume"}
-                end = _seconds(until) if until is not None else None
-                for event in self._client.events(since=_seconds(since), until=end, filters=filters, decode=True):
-                    yield event
+                for line in self._events(since, until):
+                    yield json.loads(line)
                     if self._stream is not None:
                         self._stream.grant(self._silence)
-                if self._stream is not None:
-                    self._stream.check()  # the SDK takes every error of a stream for its end
-        except Stuck:
+        except (Stuck, _Ended):
             if until is not None:
                 raise
+
+    def _events(self, since: int, until: int | None) -> Iterator[bytes]:
+        """Yield events, a line for each. The SDK's own method takes whatever breaks the stream for its end."""
+        asked = {"since": _seconds(since), "until": _seconds(until) if until is not None else None}
+        url = f"{self._client.base_url}/v{self._client.api_version}/events"
+        response = self._client.get(url, params={**asked, "filters": '{"type":["volume"]}'}, stream=True)
+        response.raise_for_status()
+        return (line for line in response.iter_lines(chunk_size=None) if line.strip())
 
     def close(self) -> None:
         """End what is out, from any thread."""
@@ -176,9 +177,16 @@ class DockerApi:
             def get_connection(self, url: str, proxies: object = None) -> Pool:  # noqa: ARG002
                 return Pool(url, self.socket_path, self.timeout)
 
-        client = docker.APIClient(base_url=f"unix://{self._path}", version=version, timeout=self._answer)
+        class Client(docker.APIClient):  # type: ignore[misc]  # the SDK has no types
+            def send(self, request: Any, **options: Any) -> Any:
+                response = super().send(request, **(options | {"stream": True}))
+                if "Content-Encoding" in response.headers:  # nobody asked for it, and what it unpacks to has no size
+                    raise OSError(errno.EPROTO, "Docker's API: an answer that is encoded")
+                return response
+
+        client = Client(base_url=f"unix://{self._path}", version=version, timeout=self._answer)
         client.mount("http+docker://", Adapter(f"http+unix://{self._path}", self._answer))
-        client.headers["Connection"] = "close"
+        client.headers.update({"Connection": "close", "Accept-Encoding": "identity"})
         return client
 
     @contextlib.contextmanager
@@ -202,6 +210,10 @@ def _cut(stream: _Stream) -> None:
         stream.shutdown(socket.SHUT_RDWR)
 
 
+class _Ended(Failed):
+    """The daemon ended in the middle of its answer."""
+
+
 def _seconds(nanoseconds: int) -> str:
     """Return a time as the API wants it: `1795473853.356112003`."""
     return f"{nanoseconds // SECOND}.{nanoseconds % SECOND:09d}"
@@ -209,6 +221,8 @@ def _seconds(nanoseconds: int) -> str:
 
 def _typed(path: str, error: BaseException) -> HostError:
     """Return the HostError for what the SDK raised: what the system said lies at the end of a chain of exceptions."""
+    from requests.exceptions import ChunkedEncodingError  # noqa: PLC0415  the SDK has imported it
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TimeoutError):
@@ -216,4 +230,6 @@ def _typed(path: str, error: BaseException) -> HostError:
         if isinstance(cause, OSError) and isinstance(cause.errno, int):
             return from_os(path, cause)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ChunkedEncodingError):
+        return _Ended(path, "Docker's API: the daemon ended")
     return Failed(path, f"Docker's API: {error}"[:500])

@@ -254,6 +254,21 @@ def test_gigabytes_are_not_read_to_their_end(server: Server, path: str, answer: 
     assert peak < 3 * ANSWER_MOST  # the server's share with it
 
 
+def test_an_answer_that_unpacks_to_any_size_is_refused(server: Server, make: Make) -> None:
+    server.answers["volumes"] = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"
+    with pytest.raises(Failed, match="encoded"):
+        make().volumes()
+
+
+def test_events_that_must_end_and_stop_in_the_middle_are_an_error(server: Server, make: Make) -> None:
+    line = json.dumps(EVENT).encode() + b"\n"
+    server.answers["events"] = drip(CHUNKED + b"%x\r\n%s\r\n" % (len(line), line), b"")
+    events = make().volume_events(1, 2)
+    assert next(events) == EVENT
+    with pytest.raises(Stuck):
+        next(events)
+
+
 def test_an_event_that_never_ends_is_given_up(server: Server, path: str) -> None:
     server.answers["events"] = pour(CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n")
     with pytest.raises(Failed, match=f"more than {ANSWER_MOST} bytes"):
