@@ -8,7 +8,7 @@ those of the pieces. Sources: RFC 1951, RFC 1952, and crc32_combine of zlib's cr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # deflate, no name, no time, unknown system
@@ -68,13 +68,14 @@ def _tables(factor: int) -> list[list[int]]:
 
 
 def _power(exponent: int) -> int:
-    """Return x**exponent modulo CRC-32's polynomial, by squaring."""
-    result, square = _ONE, _times_x(_ONE)
-    while exponent:
+    """Return x**exponent modulo CRC-32's polynomial."""
+    result = _ONE
+    for square in _SQUARES:
         if exponent & 1:
             result = _multiply(square, result)
-        square = _multiply(square, square)
         exponent >>= 1
+        if not exponent:
+            break
     return result
 
 
@@ -91,3 +92,14 @@ def _multiply(a: int, b: int) -> int:
 
 def _times_x(polynomial: int) -> int:
     return polynomial >> 1 ^ (_POLYNOMIAL if polynomial & 1 else 0)
+
+
+def _squares() -> Iterator[int]:
+    """Yield x**1, x**2, x**4, and so on, for exponents of 64 bits."""
+    square = _times_x(_ONE)
+    for _ in range(64):
+        yield square
+        square = _multiply(square, square)
+
+
+_SQUARES = tuple(_squares())

@@ -30,7 +30,7 @@ from agent.metric import label
 from agent.privileges import lacks
 from agent.probe import HelperProber
 from agent.runner import Outcome
-from agent.scheduler import Scheduler
+from agent.scheduler import Scheduler, Worker
 from agent.selfmetrics import Reload, SelfPage
 from agent.server import Server
 from agent.sightings import Sightings
@@ -85,6 +85,7 @@ class Engine:
         self._self_page = SelfPage(self.pages, self.reload, has_process=has_process)
         self._publishing = threading.Lock()
         self._told: dict[str, Outcome] = {}
+        self._news: list[tuple[object, ...]] = []
         self._started_at = time.time()
         self._config_file = label(options.config_file) if options.config_file is not None else None
         self._node = node
@@ -104,6 +105,11 @@ class Engine:
             for name, worker in self.scheduler.workers.items():
                 self._see(name, worker.runner.outcome)
             self._self_page.publish(self.scheduler.workers)
+
+    def has_news(self) -> bool:
+        """Return whether the agent's own page says something else now than times and counts alone."""
+        told, self._news = self._news, [_news(worker) for worker in self.scheduler.workers.values()]
+        return told != self._news
 
     def _see(self, name: str, outcome: Outcome) -> None:
         """Remember what a new run has found; one that failed says nothing."""
@@ -200,13 +206,15 @@ class Daemon:
             os.write(self._wake_writer, b".")
 
     def _keep_page(self) -> None:
-        """Keep the agent's own page current: after every run, and while nothing runs."""
-        scheduler = self._engine.scheduler
+        """Keep the agent's own page current: at once where a run has found something else, every few seconds if not."""
+        scheduler, due = self._engine.scheduler, 0.0
         while not self._is_stopping:
-            scheduler.changed.wait(KEEP_EVERY)
+            scheduler.changed.wait(max(0.0, due - time.monotonic()))
             scheduler.changed.clear()
             scheduler.tell_overdue()
-            self._engine.publish()
+            if self._engine.has_news() or time.monotonic() >= due:
+                self._engine.publish()
+                due = time.monotonic() + KEEP_EVERY
 
     def _keep_files(self) -> None:
         """Keep what lies on disks: save the state, take over changed certificates. A sick disk hangs only this."""
@@ -254,6 +262,14 @@ class Daemon:
     def status(self, most: int | None = None) -> Status:
         """Return all that there is to tell, with the `most` fullest watermark targets."""
         return self._engine.status(most)
+
+
+def _news(worker: Worker) -> tuple[object, ...]:
+    outcome = worker.runner.outcome
+    levels = [(table.targets, dict(table.raised)) for table in outcome.levels]
+    findings = [found.key for found in outcome.findings]
+    is_so = worker.is_first_done, worker.is_overdue, outcome.is_up, outcome.is_supported, outcome.reason
+    return *is_so, outcome.dropped, dict(worker.runner.errors), levels, findings
 
 
 def once(options: Options, collectors: Sequence[Collector], *, saves: bool) -> bytes:

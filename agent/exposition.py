@@ -7,7 +7,7 @@ Sources: https://prometheus.io/docs/instrumenting/exposition_formats/ and the Op
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite, isnan
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from agent.metric import Family, LabelSet, Metric
 Form = Literal["text", "openmetrics"]
 FORMS: tuple[Form, ...] = ("text", "openmetrics")
 EOF = b"# EOF\n"
+LARGE = 1 << 14  # bytes of a family from which on it is a piece of its own, compressed again only when it changes
 
 
 def escape(value: str) -> str:
@@ -83,6 +84,8 @@ class Renderer:
         else:
             template = kept.template
         body = template % (tuple(values) if is_plain else tuple(number(value).encode() for value in values))
+        if kept is not None and kept.body == body:
+            body = kept.body  # one object is known again at a glance
         self._kept[metric] = _Kept(labelsets, conversion, template, values, body)
         return body
 
@@ -110,35 +113,58 @@ def _template(metric: Metric, labelsets: Sequence[LabelSet], conversion: str) ->
     return "".join(lines).encode("utf-8", "replace")
 
 
+class Part(NamedTuple):
+    """One family as ready bytes."""
+
+    header: bytes
+    body: bytes
+
+
 class Page:
     """One collector's newest samples as ready bytes. `made_at` is the start of its run on the store's clock."""
 
-    __slots__ = ("_gzip", "_parts", "made_at", "max_age", "series")
+    __slots__ = ("_parts", "_pieces", "made_at", "max_age", "series")
 
     def __init__(
-        self, parts: dict[Form, list[bytes]], series: int, made_at: float = 0.0, max_age: float = float("inf")
+        self, parts: dict[Form, list[Part]], series: int, made_at: float = 0.0, max_age: float = float("inf")
     ) -> None:
-        self._parts = parts
-        self._gzip: dict[Form, Piece] = {}
+        # small ones first, as they are compressed together
+        self._parts = {form: sorted(each, key=_is_large) for form, each in parts.items()}
+        self._pieces: dict[Form, dict[Part, Piece]] = {}
         self.series = series
         self.made_at = made_at
         self.max_age = max_age
 
     def plain(self, form: Form) -> list[bytes]:
         """Return the page in parts; joined they are the page."""
-        return self._parts[form]
+        return [text for part in self._parts[form] for text in part]
 
-    def gzip(self, form: Form) -> Piece:
-        """Return the page compressed, made at the first call."""
-        piece = self._gzip.get(form)
-        if piece is None:
-            piece = self._gzip[form] = compress(self._parts[form])
-        return piece
+    def gzip(self, form: Form, before: Page | None = None) -> list[Piece]:
+        """Return the page compressed, made at the first call; what is the same as in the page before is taken over."""
+        if form not in self._pieces:
+            kept = before.compressed(form) if before is not None else {}
+            small = [text for part in self._parts[form] if not _is_large(part) for text in part]
+            pieces = {_SMALL: compress(small)} if small else {}
+            for part in filter(_is_large, self._parts[form]):
+                pieces[part] = kept.get(part) or compress(part)
+            self._pieces[form] = pieces
+        return list(self._pieces[form].values())
+
+    def compressed(self, form: Form) -> Mapping[Part, Piece]:
+        """Return what was compressed so far."""
+        return self._pieces.get(form, {})
+
+
+_SMALL = Part(b"", b"")
+
+
+def _is_large(part: Part) -> bool:
+    return len(part.body) >= LARGE
 
 
 def make_page(renderer: Renderer, families: Iterable[Family], made_at: float, max_age: float) -> Page:
     """Return the page of some families; empty ones are left out with their headers."""
-    parts: dict[Form, list[bytes]] = {form: [] for form in FORMS}
+    parts: dict[Form, list[Part]] = {form: [] for form in FORMS}
     series = 0
     for family in families:
         if not family.values:
@@ -146,7 +172,7 @@ def make_page(renderer: Renderer, families: Iterable[Family], made_at: float, ma
         body = renderer.render(family)
         series += len(family.values)
         for form in FORMS:
-            parts[form] += (header(family.metric, form), body)
+            parts[form].append(Part(header(family.metric, form), body))
     return Page(parts, series, made_at, max_age)
 
 
@@ -163,8 +189,9 @@ class Pages:
 
     def put(self, name: str, page: Page) -> None:
         """Publish a page. What scrapers have asked for so far is compressed here, in the collector's own time."""
+        before = self._pages.get(name)
         for form in self._wanted:
-            page.gzip(form)
+            page.gzip(form, before)
         self._pages[name] = page
 
     def drop(self, name: str) -> None:
@@ -188,6 +215,6 @@ class Pages:
         if gzip:
             if form not in self._wanted:
                 self._wanted |= {form}
-            pieces = [page.gzip(form) for page in current]
+            pieces = [piece for page in current for piece in page.gzip(form)]
             return join([*pieces, _EOF_PIECE] if is_openmetrics else pieces)
         return [part for page in current for part in page.plain(form)] + ([EOF] if is_openmetrics else [])

@@ -144,6 +144,7 @@ class Runner:
         self._renderer = Renderer()
         self._evaluators = [Evaluator(watermark) for watermark in plan.watermarks]
         self._checked: dict[Metric, Sequence[LabelSet]] = {}
+        self._labelsets: dict[Metric, Sequence[LabelSet]] = {}
         self._declared = {metric: len(metric.labels) for metric in plan.collector.metrics}
         self._findings = set(plan.collector.findings)
         self._kept = plan.collector.kept
@@ -204,7 +205,9 @@ class Runner:
         self._tell("collector failed", level="error", reason=reason, detail=detail, **extra)
 
     def _publish(self, began: float, gathered: _Gathered) -> None:
-        families = [Family(m, tuple(values), list(values.values())) for m, values in gathered.by_metric.items()]
+        families = [
+            Family(m, self._kept_labels(m, values), [*values.values()]) for m, values in gathered.by_metric.items()
+        ]
         families += gathered.families.values()
         page = make_page(self._renderer, families, began, 3 * self.plan.interval)
         levels = self._step(families)
@@ -225,6 +228,13 @@ class Runner:
             self._tell("series over budget dropped", level="warning", budget=self.plan.series_budget)
         else:
             self._tell("collector up")
+
+    def _kept_labels(self, metric: Metric, values: Mapping[LabelSet, float]) -> Sequence[LabelSet]:
+        """Return the label sets, the same object as in the last run where they are equal: that saves work on them."""
+        labelsets = tuple(values)
+        if self._labelsets.get(metric) != labelsets:
+            self._labelsets[metric] = labelsets
+        return self._labelsets[metric]
 
     def _progress(self, gathered: _Gathered) -> float | None:
         metric = self.plan.collector.progress

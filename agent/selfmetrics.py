@@ -8,13 +8,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
+from prometheus_client import Metric as ClientMetric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from agent import __version__
-from agent.exposition import EOF, FORMS, Form, Page, Pages, Renderer, header
+from agent.exposition import EOF, FORMS, Form, Page, Pages, Part, Renderer, header
 from agent.metric import Family, LabelSet, Metric, Sample, label
 from agent.runner import LevelTable
 from agent.scheduler import Worker
@@ -95,6 +97,16 @@ class Reload:
     succeeded_at: float = 0.0
 
 
+class _Collected:
+    """What a registry has collected, for both formats: a look at the process costs more than to write it down."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._families = list(registry.collect())
+
+    def collect(self) -> Iterable[ClientMetric]:
+        return self._families
+
+
 class SelfPage:
     """Makes the agent's page. `has_process` adds `process_*` and `python_info`, which a textfile must not carry."""
 
@@ -103,6 +115,7 @@ class SelfPage:
         self._pages = pages
         self._reload = reload
         self._renderer = Renderer()
+        self._targets: dict[str, tuple[tuple[str, ...], tuple[LabelSet, ...]]] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         if has_process:
             ProcessCollector(registry=self._registry)
@@ -113,18 +126,36 @@ class SelfPage:
         families: dict[Metric, dict[LabelSet, float]] = {metric: {} for metric in METRICS}
         for sample in self._samples(workers):
             families[sample.metric][sample.labels] = sample.value
-        parts: dict[Form, list[bytes]] = {form: [] for form in FORMS}
+        families[LEVEL] = self._levels(workers)
+        parts: dict[Form, list[Part]] = {form: [] for form in FORMS}
         series = 0
         for metric, values in families.items():
             if values:
                 body = self._renderer.render(Family(metric, tuple(values), list(values.values())))
                 series += len(values)
                 for form in FORMS:
-                    parts[form] += (header(metric, form), body)
-        openmetrics: bytes = generate_openmetrics(self._registry)
-        parts["text"].append(generate_latest(self._registry))
-        parts["openmetrics"].append(openmetrics.removesuffix(EOF))
+                    parts[form].append(Part(header(metric, form), body))
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collected(self._registry))
+        openmetrics: bytes = generate_openmetrics(registry)
+        parts["text"].append(Part(b"", generate_latest(registry)))
+        parts["openmetrics"].append(Part(b"", openmetrics.removesuffix(EOF)))
         self._pages.put(NAME, Page(parts, series))
+
+    def _levels(self, workers: Mapping[str, Worker]) -> dict[LabelSet, float]:
+        """Return the level of each target. Their label sets are kept while the targets are the same."""
+        levels: dict[LabelSet, float] = {}
+        kept, self._targets = self._targets, {}
+        for name, worker in workers.items():
+            for table in worker.runner.outcome.levels if self._pages.is_current(name) else ():
+                targets, labels = kept.get(table.watermark.name, ((), ()))
+                if targets is not table.targets:
+                    labels = tuple((table.watermark.name, label(target)) for target in table.targets)
+                self._targets[table.watermark.name] = table.targets, labels
+                values = [table.raised.get(target, 0) for target in table.targets] if table.raised else repeat(0)
+                rows = zip(labels, values, table.readings.ratios, strict=False)
+                levels |= {labelset: value for labelset, value, ratio in rows if ratio is not None}
+        return levels
 
     def _samples(self, workers: Mapping[str, Worker]) -> Iterator[Sample]:
         yield BUILD_INFO(1, __version__, platform.python_version())
@@ -154,19 +185,16 @@ class SelfPage:
         for watermark in plan.watermarks:
             yield TRANSITIONS(runner.transitions[watermark.name], watermark.name)
         if self._pages.is_current(name):
-            yield from _levels(outcome.levels)
+            yield from _overridden(outcome.levels)
             for found in outcome.findings:
                 yield FINDING(1, found.finding.id, found.finding.severity, label(found.target))
         for watermark in plan.watermarks:
             yield from _thresholds(watermark.name, watermark.tiers, watermark.reserve, "")
 
 
-def _levels(tables: Iterable[LevelTable]) -> Iterator[Sample]:
+def _overridden(tables: Iterable[LevelTable]) -> Iterator[Sample]:
     for table in tables:
         name = table.watermark.name
-        for target, ratio in zip(table.targets, table.readings.ratios, strict=True):
-            if ratio is not None:
-                yield LEVEL(table.raised.get(target, 0), name, label(target))
         nothing = Reserve(0, 0, 0) if table.watermark.available is not None else None
         for target, override in table.overridden.items():
             # without a reserve of its own, a target would fall back to that of the node

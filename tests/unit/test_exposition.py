@@ -175,6 +175,25 @@ def test_a_page_over_its_age_is_withdrawn_and_comes_back() -> None:
     assert not pages.is_withdrawn("x")
 
 
+def test_a_large_family_is_compressed_again_only_when_it_changes() -> None:
+    small, large = Metric("ullage_small", "Help."), Metric("ullage_large", "Help.", ("a",))
+    labelsets = tuple((f"{number:050}",) for number in range(1000))
+    renderer, pages = Renderer(), Pages(clock=lambda: 0.0)
+    pages.members("text", gzip=True)
+    seen = []
+    for turn, values in ((1, [1.5] * 1000), (2, [1.5] * 1000), (2, [2.5] * 1000)):
+        page = make_page(renderer, [Family(large, labelsets, values), Family(small, ((),), [turn])], 0.0, 1.0)
+        pages.put("x", page)
+        body = b"".join(pages.members("text", gzip=False))
+        assert gzip.decompress(b"".join(pages.members("text", gzip=True))) == body
+        assert body.count(b"# HELP ullage_large Help.\n# TYPE ullage_large gauge\nullage_large{") == 1
+        seen.append(page.gzip("text"))
+    first, second, third = seen
+    assert first[1] is second[1]
+    assert first[0] != second[0]
+    assert third[1] != second[1]
+
+
 def test_empty_families_leave_no_header() -> None:
     page = make_page(Renderer(), [Family(Metric("ullage_x", "Help."), (), [])], 0.0, 1.0)
     assert page.plain("text") == []
