@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from agent import dirents
 from agent.errors import Unreachable, Vanished
 from agent.host import Host
-from collectors.readers.mountinfo import Mount, carrier, parse, visible
+from collectors.readers.mountinfo import Mount, carrier, parse_visible
 
 OURS = "proc/self/mountinfo"
 
@@ -48,6 +48,6 @@ class EntryTypes:
         """Return whether a path of the host's leads us to that device: we may not have the mount in our view."""
         text = host.read(OURS)
         if text != self._text:
-            self._text, self._own = text, {mount.mountpoint: mount for mount in visible(parse(text)[0])}
+            self._text, self._own = text, {mount.mountpoint: mount for mount in parse_visible(text)}
         found = carrier(self._own, host.real(path))
         return found is not None and found.device == device

@@ -29,7 +29,7 @@ from agent.metric import Family, LabelSet, Metric, label
 from agent.privileges import Want
 from agent.watermark import Prediction, Reserve, Tier, Watermark
 from collectors.dockerinfo import read_daemon
-from collectors.readers.mountinfo import Mount, by_device, carrying, one_per_device, parse, visible
+from collectors.readers.mountinfo import Mount, by_device, carrying, one_per_device, parse, parse_visible
 
 GIB = 1 << 30
 LABELS = ("device", "mountpoint", "fstype")
@@ -193,7 +193,7 @@ class Filesystems:
         }
         self._tables = _Tables.open(start.host)
         self._texts: tuple[bytes, bytes] | None = None
-        self._visible: list[Mount] = []
+        self._visible: Sequence[Mount] = []
         self._shown: dict[str, str] = {}  # device: mount point
         self._targets: list[Target] = []
         self._labels: tuple[LabelSet, ...] = ()  # of the targets
@@ -279,11 +279,11 @@ class Filesystems:
         self._tables.read_at = time.monotonic()
         if (ours, hosts) == self._texts:
             return
-        own, malformed = parse(ours)
-        reached = _below(visible(own), host.rootfs)
+        _, malformed = parse(ours)
+        reached = _below(parse_visible(ours), host.rootfs)
         if hosts != ours:
-            mounts, malformed = parse(hosts)
-            self._visible = visible(mounts)
+            _, malformed = parse(hosts)
+            self._visible = parse_visible(hosts)
         elif host.rootfs:
             # process 1 is that of our own container: the flags are those of our binds, not of the host's mounts
             self._visible = [mount._replace(options=()) for mount in reached]

@@ -19,7 +19,7 @@ from agent.metric import LabelSet, label
 from collectors import drivers
 from collectors.readers import overlay
 from collectors.readers.docker import Info
-from collectors.readers.mountinfo import Mount, by_device, carrier, one_per_device, parse, visible
+from collectors.readers.mountinfo import Mount, by_device, carrier, one_per_device, parse, parse_visible
 from collectors.readers.overlay import Layers
 
 TABLE = "proc/1/mountinfo"
@@ -90,7 +90,7 @@ def read(host: Host, text: bytes, homes: Homes) -> Table:
     mounts, malformed = parse(text)
     for _ in range(malformed):
         host.skip(Malformed(TABLE))
-    top = {mount.mountpoint: mount for mount in visible(mounts)}
+    top = {mount.mountpoint: mount for mount in parse_visible(text)}
     shown = {mount.device: mount.mountpoint for mount in one_per_device(top.values())}
     found = by_device(mount for mount in mounts if mount.fstype == "overlay")
     points = frozenset(mount.mountpoint for mount in mounts)

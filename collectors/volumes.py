@@ -29,7 +29,7 @@ from agent.privileges import Want
 from collectors.dockerinfo import read_daemon
 from collectors.readers import docker, zpool_events
 from collectors.readers.docker import ACTIONS, Container, Options, Volume
-from collectors.readers.mountinfo import Mount, carrier, parse, visible
+from collectors.readers.mountinfo import Mount, carrier, parse, parse_visible
 from collectors.readers.zpool_events import Snapshot
 from collectors.volume_events import Change, Feed, Kept, View, load, store
 
@@ -150,10 +150,11 @@ class Volumes:
         yield MISSED(sum(view.missed for view in views))
         points: dict[str, Mount] = {}
         with host.skipping():
-            mounts, malformed = parse(host.read("proc/1/mountinfo"))
+            table = host.read("proc/1/mountinfo")
+            _, malformed = parse(table)
             for _ in range(malformed):
                 host.skip(Malformed("proc/1/mountinfo"))
-            points = {mount.mountpoint: mount for mount in visible(mounts)}
+            points = {mount.mountpoint: mount for mount in parse_visible(table)}
         if volumes is not None:
             yield from _groups(volumes, points)
             if points:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _FIELDS = 6
+_TABLES = 2  # the host's and our own, of which several collectors read the same text: parsing costs the most
 
 
 class Mount(NamedTuple):
@@ -32,7 +34,8 @@ class Mount(NamedTuple):
     super_options: tuple[str, ...]
 
 
-def parse(text: bytes) -> tuple[list[Mount], int]:
+@lru_cache(_TABLES)
+def parse(text: bytes) -> tuple[Sequence[Mount], int]:
     """Return the mounts in the kernel's order, and the number of senseless lines.
 
     The order is that of mount ids since Linux 6.8: which of two mounts at one point hides the other, `parent` says.
@@ -45,7 +48,7 @@ def parse(text: bytes) -> tuple[list[Mount], int]:
             mounts.append(_parse_line(line))
         except ValueError:
             malformed += 1
-    return mounts, malformed
+    return tuple(mounts), malformed
 
 
 def _parse_line(line: str) -> Mount:
@@ -72,6 +75,12 @@ def unescape(field: str) -> str:
     if "\\" not in field:
         return field
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+@lru_cache(_TABLES)
+def parse_visible(text: bytes) -> Sequence[Mount]:
+    """Return the mounts of a table that a path can lead to, see `visible`; senseless lines are passed."""
+    return tuple(visible(parse(text)[0]))
 
 
 def visible(mounts: Sequence[Mount]) -> list[Mount]:

@@ -13,7 +13,7 @@ EXAMPLE = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,error
 
 def table(*lines: str) -> list[Mount]:
     """Return mounts from `id parent device mountpoint`."""
-    mounts = []
+    mounts: list[Mount] = []
     for line in lines:
         number, parent, device, mountpoint = line.split()
         text = f"{number} {parent} {device} / {mountpoint} rw - tmpfs t rw\n"
@@ -27,7 +27,7 @@ def seen(*lines: str) -> dict[str, str]:
 
 def test_the_example_of_the_manual_is_read() -> None:
     mount = Mount(36, 35, "98:0", "/mnt1", "/mnt2", ("rw", "noatime"), "ext3", "/dev/root", ("rw", "errors=continue"))
-    assert parse(EXAMPLE) == ([mount], 0)
+    assert parse(EXAMPLE) == ((mount,), 0)
 
 
 @pytest.mark.parametrize(
