@@ -33,6 +33,7 @@ from collectors.readers.cgroup import KEYS_V1, KEYS_V2, Row, parse_limit, parse_
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STAT_BYTES = 1 << 14  # memory.stat has less than 3 KiB today
+SMALL_BYTES = 1 << 10  # a limit is a number, pressure two lines
 REDISCOVER_EVERY = 300.0  # seconds; finds what containers make below themselves, which no event tells of
 SLICES = 100
 OTHER: LabelSet = ("", "", "other", "")
@@ -177,11 +178,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Group:
     """A cgroup whose memory.stat is read each round, by a kept descriptor where one is left."""
 
-    __slots__ = ("descriptor", "inner", "path", "row")
+    __slots__ = ("descriptor", "has_pressure", "inner", "path", "row")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.descriptor = -1
+        self.has_pressure = True  # until it turns out that it has none
         self.row: Row = ()
         self.inner: list[Group] = []
 
@@ -256,6 +258,9 @@ class Tree:
 
     def _rediscover(self) -> None:
         known = {kind: set(groups) for kind, groups in self.groups.items()}
+        for groups in self.groups.values():
+            for group in groups.values():
+                group.has_pressure = True  # PSI can be switched on for a cgroup
         self._is_blind = False
         seen: set[str] = set()
         self._scan("", seen)
@@ -469,14 +474,14 @@ class PageCache:
             with host.skipping():
                 path = f"{self._layout.root}{group.path}/{name}"
                 try:
-                    limit = parse_limit(host.read(path))
+                    limit = parse_limit(host.read_start(path, SMALL_BYTES))
                 except Vanished:
                     continue
                 except ValueError as error:
                     raise Malformed(path, str(error)) from error
                 if limit is not None:
                     limits.append((labels, limit))
-                for what in ("memory", "io") if self._layout.pressure_root else ():
+                for what in ("memory", "io") if self._layout.pressure_root and group.has_pressure else ():
                     for how, total in self._read_pressure(host, group, what).items():
                         stalls.append(((*labels, what, how), total / 1e6))
         yield self._family(LIMITS[kind], [labels for labels, _ in limits], [limit for _, limit in limits])
@@ -484,8 +489,10 @@ class PageCache:
 
     def _read_pressure(self, host: Host, group: Group, what: str) -> dict[str, int]:
         try:
-            return parse_pressure(host.read(f"{self._layout.pressure_root}{group.path}/{what}.pressure"))
+            path = f"{self._layout.pressure_root}{group.path}/{what}.pressure"
+            return parse_pressure(host.read_start(path, SMALL_BYTES))
         except HostError:  # no such file, or PSI is switched off: EOPNOTSUPP
+            group.has_pressure = False
             return {}
 
     def _family(self, metric: Metric, labelsets: list[LabelSet], values: Sequence[float]) -> Family:

@@ -131,9 +131,10 @@ def containerd(host: Host, states: Iterable[str], points: Collection[str]) -> It
     """Yield containerd's, of runc. Docker's tasks (namespace moby) have their roots elsewhere."""
     for state in states:
         base = f"{state}/io.containerd.runtime.v2.task"
+        place = host.resolve(base)  # what containerd makes in it are directories
         for namespace in host.listed(base):
             for task in host.listed(f"{base}/{namespace}") if namespace != "moby" else ():
-                point = host.resolve(f"{base}/{namespace}/{task}/rootfs")
+                point = f"{place}/{namespace}/{task}/rootfs"
                 if point not in points:
                     with host.skipping():
                         if _runs_on_rootfs(host, f"{base}/{namespace}/{task}", task):

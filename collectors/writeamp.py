@@ -37,6 +37,7 @@ from collectors.readers import ata, blockstat, nvme, zfs
 
 PAGE = os.sysconf("SC_PAGESIZE")
 LAYERS = 8  # of devices on devices: a bound
+WHOLE = 1 << 16  # bytes, more than a process' stat, io and cgroup have, which the kernel gives in one read
 DRIVES = 1000  # that one node may have: a bound
 SMARTCTL = 10.0  # seconds
 BORN_AT, DIGITS = 19, 20  # of /proc/PID/stat behind the name: starttime; of a u64
@@ -263,7 +264,7 @@ class WriteAmplification:
         paths = []
         for born, pid, is_zombie in sorted(_processes(host)):
             try:
-                path = _cgroup_of(host.read(f"proc/{pid}/cgroup"))
+                path = _cgroup_of(host.read_start(f"proc/{pid}/cgroup", WHOLE))
                 paths.append(path)
                 found = self._containers.lookup(path)
                 owner = found.labels if found is not None and found.id else None
@@ -271,7 +272,7 @@ class WriteAmplification:
                     owner = self._owners.get((pid, born))
                 if owner is None:
                     continue
-                io = blockstat.parse_lines(host.read(f"proc/{pid}/io"))
+                written = blockstat.parse_io(host.read_start(f"proc/{pid}/io", WHOLE))
             except Vanished:  # it has ended meanwhile
                 continue
             except Denied as error:  # of all processes alike: told once, not once for each
@@ -281,7 +282,6 @@ class WriteAmplification:
                 host.skip(error)
                 continue
             owners[pid, born] = owner
-            written = max(0, io.get("write_bytes", 0) - io.get("cancelled_write_bytes", 0))
             sums[owner] = sums.get(owner, 0) + written
         self._containers.retain(paths)
         for owner, total in sums.items():
@@ -379,7 +379,7 @@ def _processes(host: Host) -> Iterator[tuple[int, str, bool]]:
     for pid in host.names("proc"):
         if pid.isdigit():
             with host.skipping(), contextlib.suppress(Vanished):
-                words = host.read(f"proc/{pid}/stat").rpartition(b")")[2].split()
+                words = host.read_start(f"proc/{pid}/stat", WHOLE).rpartition(b")")[2].split()
                 if len(words) > BORN_AT and words[BORN_AT].isdigit() and len(words[BORN_AT]) <= DIGITS:
                     yield int(words[BORN_AT]), pid, words[0] == b"Z"
 

@@ -5,8 +5,12 @@ Sources: Documentation/block/stat.rst; man 5 proc_pid_io; mm/vmstat.c; fs/xfs/xf
 
 from __future__ import annotations
 
+import re
+
 SECTOR = 512  # always, whatever the drive's own is
 _WRITTEN_AT, _DIGITS = 6, 20
+_WRITE = re.compile(rb"^write_bytes: (\d{1,20})$", re.MULTILINE)
+_CANCELLED = re.compile(rb"^cancelled_write_bytes: (\d{1,20})$", re.MULTILINE)
 
 
 def parse_sectors_written(text: bytes) -> int | None:
@@ -16,6 +20,17 @@ def parse_sectors_written(text: bytes) -> int | None:
     """
     words = text.split()
     return _number(words[_WRITTEN_AT]) if len(words) > _WRITTEN_AT else None
+
+
+def parse_io(text: bytes) -> int:
+    """Return the bytes that a process had written to devices, by its `io`: `write_bytes: 4096`, less those cancelled.
+
+    A thousand processes are read at once, so nothing else is looked at.
+    """
+    written, cancelled = (
+        int(match[1]) if (match := pattern.search(text)) is not None else 0 for pattern in (_WRITE, _CANCELLED)
+    )
+    return max(0, written - cancelled)
 
 
 def parse_lines(text: bytes) -> dict[str, int]:

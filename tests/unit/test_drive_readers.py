@@ -139,6 +139,15 @@ def test_counters_of_writing_are_read_by_place_or_name() -> None:
     assert blockstat.parse_sectors_written(b"3 0 24 0 8 2 4096 1 0 2 3 0 0 0 0 0 0\n") == 4096
     assert blockstat.parse_sectors_written(b"3 0 24") is None
     assert blockstat.parse_lines(b"write_bytes: 12\nnr_dirtied 7\nx\ny z\n") == {"write_bytes": 12, "nr_dirtied": 7}
+    io = b"wchar: 9\nwrite_bytes: 12\ncancelled_write_bytes: 5\n"
+    assert [blockstat.parse_io(text) for text in (io, io[:-1], b"write_bytes: 12\n", b"", b"write_bytes: -1\n")] == [
+        7,
+        7,
+        12,
+        0,
+        0,
+    ]
+    assert blockstat.parse_io(b"write_bytes: 5\ncancelled_write_bytes: 12\n") == 0
     assert blockstat.parse_xfs_written(b"rw 1 2\nxpc 0 891289600 0\n") == 891289600
     assert blockstat.parse_xfs_written(b"rw 1 2\n") is None
 
