@@ -1,13 +1,13 @@
 """What btrfs shows in sysfs and answers to its searches.
 
 Sources: fs/btrfs/sysfs.c; include/uapi/linux/btrfs.h and btrfs_tree.h (btrfs_ioctl_search_args_v2, btrfs_root_ref,
-btrfs_ioctl_dev_info_args, btrfs_ioctl_quota_rescan_args).
+btrfs_ioctl_dev_info_args, btrfs_ioctl_quota_rescan_args, btrfs_qgroup_info_item, btrfs_qgroup_limit_item).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 TREE_SEARCH_V2 = 0xC0709411
@@ -17,14 +17,19 @@ RESCAN_STATUS = 0x8040942D
 RESCAN_REQUEST = bytes(64)
 TOP_LEVEL = 5  # the id of the subvolume that is the filesystem's root
 FIRST_SUBVOLUME = 256
+QUOTA_TREE = 8
 LIMIT_REFERENCED, LIMIT_EXCLUSIVE = 1, 2  # of limit_flags: BTRFS_QGROUP_LIMIT_MAX_RFER, _MAX_EXCL
 
 _ROOT_TREE, _ROOT_BACKREF = 1, 144
+_INFO, _LIMIT = 242, 244
+_LEVEL = 48  # bits of a qgroup's id below its level
 _LAST = 2**64 - 1
 _KEY = struct.Struct("=7Q4I4Q")
 _SIZE = struct.Struct("=Q")
 _HEADER = struct.Struct("=QQQII")
 _REF = struct.Struct("<QQH")
+_USAGE = struct.Struct("<8xQ8xQ8x")
+_LIMITS = struct.Struct("<Q32x")
 _LOOKUP = struct.Struct("=QQ")
 _DEVICE = struct.Struct("=Q16x")
 _DEVICE_BYTES = struct.Struct("=24x2Q")
@@ -49,6 +54,18 @@ _MOST = 4096  # items of one search
 _ANSWER = 65536  # bytes of one search's answer
 _LOOKUP_SIZE = 4096
 _DIGITS = 20  # of a u64; a float cannot hold what has hundreds, nor int() read thousands
+
+
+class Quota(NamedTuple):
+    """Of some qgroups, by the names of their directories: what was last committed of them, and which have a limit.
+
+    `following` is the type and the id to go on from, None when there are no more.
+    """
+
+    referenced: dict[str, int]
+    exclusive: dict[str, int]
+    limited: set[str]
+    following: tuple[int, int] | None
 
 
 class Link(NamedTuple):
@@ -89,17 +106,8 @@ def parse_links(answer: bytes) -> tuple[list[Link], int | None]:
     An item is header (transaction, object, offset, type, length), then directory, sequence, length of the name, name.
     """
     links: list[Link] = []
-    if len(answer) < _ITEMS_AT:
-        return links, None
-    (count,) = struct.unpack_from("=I", answer, _COUNT_AT)
-    place, last = _ITEMS_AT, None
-    for _ in range(count):
-        if place + _HEADER.size > len(answer):
-            break
-        _, subvolume, parent, kind, length = _HEADER.unpack_from(answer, place)
-        place += _HEADER.size
-        item = answer[place : place + length]
-        place += length
+    last = None
+    for subvolume, parent, kind, item in _items(answer):
         last = subvolume
         if kind != _ROOT_BACKREF or len(item) < _REF.size:
             continue
@@ -108,6 +116,45 @@ def parse_links(answer: bytes) -> tuple[list[Link], int | None]:
         if name and len(name) == size:
             links.append(Link(subvolume, parent, directory, name))
     return links, last + 1 if last is not None and last < _LAST - 256 else None
+
+
+def quota_request(kind: int = _INFO, first: int = 0) -> bytes:
+    """Return a search for what is committed of the qgroups, from an item's type and its qgroup's id on."""
+    key = _KEY.pack(QUOTA_TREE, 0, 0, first, _LAST, 0, _LAST, kind, _LIMIT, _MOST, *[0] * 5)
+    return key + _SIZE.pack(_ANSWER) + bytes(_ANSWER)
+
+
+def parse_quota(answer: bytes) -> Quota:
+    """Return the qgroups of one answer. A cut answer ends early.
+
+    An item of usage is generation, referenced, compressed, exclusive, compressed; one of limits begins with its flags.
+    """
+    quota = Quota({}, {}, set(), None)
+    following = None
+    for _, number, kind, item in _items(answer):
+        following = (kind, number + 1) if number < _LAST else (kind + 1, 0)
+        name = f"{number >> _LEVEL}_{number & (1 << _LEVEL) - 1}"
+        if kind == _INFO and len(item) == _USAGE.size:
+            quota.referenced[name], quota.exclusive[name] = _USAGE.unpack(item)
+        elif kind == _LIMIT and len(item) == _LIMITS.size and _LIMITS.unpack(item)[0]:
+            quota.limited.add(name)
+    is_last = following is None or following[0] > _LIMIT
+    return quota._replace(following=None if is_last else following)
+
+
+def _items(answer: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield the object, the offset, the type and the bytes of each item of a search's answer."""
+    if len(answer) < _ITEMS_AT:
+        return
+    (count,) = struct.unpack_from("=I", answer, _COUNT_AT)
+    place = _ITEMS_AT
+    for _ in range(count):
+        if place + _HEADER.size > len(answer):
+            return
+        _, subject, offset, kind, length = _HEADER.unpack_from(answer, place)
+        place += _HEADER.size
+        yield subject, offset, kind, answer[place : place + length]
+        place += length
 
 
 def directory_request(tree: int, directory: int) -> bytes:

@@ -54,7 +54,7 @@ def fuzz_ata(raw: bytes) -> None:
 
 def fuzz_blockstat(raw: bytes) -> None:
     expect_u64([blockstat.parse_sectors_written(raw) or 0, blockstat.parse_xfs_written(raw) or 0])
-    expect_u64(blockstat.parse_lines(raw).values())
+    expect_u64([*blockstat.parse_lines(raw).values(), blockstat.parse_io(raw)])
 
 
 def fuzz_bolt(raw: bytes) -> None:
@@ -100,6 +100,10 @@ def fuzz_btrfs(raw: bytes) -> None:
     links, following = btrfs.parse_links(raw)
     if following is not None:
         btrfs.links_request(following)
+    quota = btrfs.parse_quota(raw)
+    expect_u64([*quota.referenced.values(), *quota.exclusive.values()])
+    if quota.following is not None:
+        btrfs.quota_request(*quota.following)
     with suppress(ValueError):
         btrfs.allocatable([btrfs.parse_device(raw)], btrfs.parse_directory(raw).decode("utf-8", "replace"))
     with suppress(ValueError):

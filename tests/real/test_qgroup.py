@@ -174,6 +174,33 @@ def test_numbers_are_those_of_btrfs_at_every_step(node: Node) -> None:
     assert node.findings() == {"qgroups-disappeared"}
 
 
+def test_what_is_told_without_a_commit_is_what_sysfs_has(node: Node) -> None:
+    mount = node.mount
+    run("btrfs", "quota", "enable", str(mount))
+    for number in range(30):
+        create(mount, f"each-{number}")
+    run("btrfs", "quota", "rescan", "-w", str(mount))
+
+    def shown(name: str) -> dict[str, int]:
+        places = Path(f"/sys/fs/btrfs/{node.uuid}/qgroups").glob("*_*/" + name)
+        return {place.parent.name.replace("_", "/"): int(place.read_text()) for place in places}
+
+    for number in range(30):
+        write(mount / f"each-{number}" / "file")
+        run("btrfs", "qgroup", "limit", "none" if number % 3 else "1G", str(mount / f"each-{number}"))
+        for _ in range(10):  # a commit of the kernel's own may come in between
+            before = shown("referenced"), shown("exclusive")
+            node.run()
+            if before == (shown("referenced"), shown("exclusive")):
+                break
+        told = [
+            {labels["qgroup"]: value for labels, value in node.last(f"ullage_qgroup_{name}_bytes")}
+            for name in ("referenced", "exclusive", "referenced_limit")
+        ]
+        limits = {qgroup: limit for qgroup, limit in shown("max_referenced").items() if limit not in (0, 2**64 - 1)}
+        assert told == [*before, limits]
+
+
 def test_the_way_to_the_limit_and_back_goes_through_all_tiers(node: Node) -> None:
     run("btrfs", "quota", "enable", str(node.mount))
     subvolume = node.mount / "full"

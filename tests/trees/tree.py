@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 from agent.errors import Failed, HostError, Stuck, Vanished, from_os
 from agent.host import Host, Points, Space
 from collectors.readers import ata, nvme
-from collectors.readers.btrfs import DEV_INFO, INO_LOOKUP, RESCAN_STATUS, TREE_SEARCH_V2
+from collectors.readers.btrfs import DEV_INFO, INO_LOOKUP, QUOTA_TREE, RESCAN_STATUS, TREE_SEARCH_V2
 from collectors.readers.dm import BUFFER_FULL, LIST_DEVICES, NOFLUSH, WANTS_TABLE, flags_of
 
 
@@ -94,7 +95,8 @@ class TreeIoctls:
 
     def _answer(self, path: str, number: int, buffer: bytes, subject: str) -> bytes:
         if number == TREE_SEARCH_V2 and (links := self._load("subvolumes.json")) is not None:
-            return _links(links, struct.unpack_from("=Q", buffer, 8)[0])
+            is_quota = struct.unpack_from("=Q", buffer)[0] == QUOTA_TREE
+            return _quota(self._tree / f"sys/fs/btrfs/{subject}/qgroups", buffer) if is_quota else _links(links, buffer)
         found = self._load("btrfs.json")
         if found is not None and (answer := _btrfs(found, number, buffer)) is not None:
             return answer
@@ -167,7 +169,8 @@ def _refusal(subject: str, answer: str) -> HostError:
     return from_os(subject, OSError(number, os.strerror(number)))
 
 
-def _links(links: list[tuple[int, int, int, str]], first: int) -> bytes:
+def _links(links: list[tuple[int, int, int, str]], request: bytes) -> bytes:
+    (first,) = struct.unpack_from("=Q", request, 8)
     links = [link for link in links if link[0] >= first]
     items = b"".join(
         struct.pack("=QQQII", 9, subvolume, parent, 144, 18 + len(name))
@@ -176,6 +179,22 @@ def _links(links: list[tuple[int, int, int, str]], first: int) -> bytes:
         for subvolume, parent, directory, name in links
     )
     return bytes(64) + struct.pack("=I", len(links)) + bytes(44) + items
+
+
+def _quota(qgroups: Path, request: bytes) -> bytes:
+    """Return what the quota tree has of the qgroups that sysfs shows."""
+    first = struct.unpack_from("=I", request, 56)[0], struct.unpack_from("=Q", request, 24)[0]
+    items: dict[tuple[int, int], bytes] = {}
+    for place in qgroups.glob("[0-9]*_[0-9]*"):
+        level, number = map(int, place.name.split("_"))
+        names = "limit_flags", "referenced", "exclusive"
+        with contextlib.suppress(OSError, ValueError):
+            flags, referenced, exclusive = (int((place / name).read_text()) for name in names)
+            items[242, level << 48 | number] = struct.pack("<5Q", 9, referenced, 0, exclusive, 0)
+            items[244, level << 48 | number] = struct.pack("<5Q", flags, 0, 0, 0, 0)
+    found = [(key, item) for key, item in sorted(items.items()) if key >= first]
+    body = b"".join(struct.pack("=QQQII", 9, 0, key[1], key[0], len(item)) + item for key, item in found)
+    return bytes(64) + struct.pack("=I", len(found)) + bytes(44) + body
 
 
 def _btrfs(found: Any, number: int, buffer: bytes) -> bytes | None:

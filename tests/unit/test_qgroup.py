@@ -316,7 +316,7 @@ def test_the_names_of_containers_that_are_gone_are_forgotten(make: Make) -> None
 
 
 def test_a_budget_that_does_not_suffice_drops_qgroups_without_a_limit_first(make: Make) -> None:
-    node = make(tree="docker", budget=40)
+    node = make(tree="docker", budget=35)
     text = node.run()
     assert node.runner.outcome.dropped == 4
     assert text.count('qgroup="0/258"') == 4  # the last of the subvolumes with ids below 300
