@@ -18,9 +18,7 @@ from agent.errors import Failed, HostError, Malformed, Stuck, Vanished, from_os
 from agent.files import open_regular
 
 READ_LIMIT = 64 * 1024 * 1024
-FILE_LIMIT = (
-    16 * 1024 * 1024
-)  # of a file that a runtime or a person writes: what is made of it takes many times as much
+FILE_LIMIT = 16 * 1024 * 1024  # of what a runtime or a person writes: decoded it takes many times as much
 _KERNELS = ("proc", "sys", "dev")  # what has a place of its own
 _NUMBER = 64  # bytes, more than any number has
 _LINKS = 40  # as the kernel's MAXSYMLINKS

@@ -18,6 +18,7 @@ if not _IS_LOADED:
 Format = Literal["logfmt", "json"]
 FORMATS: tuple[Format, ...] = ("logfmt", "json")
 LEVELS = ("debug", "info", "warning", "error")
+_HARMLESS = bool | int | float | None
 
 
 def configure(level: str = "info", form: Format = "logfmt", stream: TextIO | None = None) -> None:
@@ -49,7 +50,7 @@ def _show_plainly(_logger: object, _level: str, event: structlog.typing.EventDic
 
     The ends of an exception's lines are left to the renderers, which escape them too.
     """
-    return {key: _plain_lines(value) if isinstance(value, str) else value for key, value in event.items()}
+    return {key: value if isinstance(value, _HARMLESS) else _plain_lines(str(value)) for key, value in event.items()}
 
 
 def _plain_lines(text: str) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -71,6 +72,15 @@ def test_a_name_forges_no_line_and_no_field(name: str) -> None:
 @given(st.text(st.characters() | st.sampled_from(' ="\\\n\x1b'), max_size=20))
 def test_no_text_forges_a_line_or_a_field(name: str) -> None:
     check(name)
+
+
+@pytest.mark.parametrize("form", log.FORMATS)
+def test_what_is_no_text_is_shown_as_one(form: log.Format) -> None:
+    line = written(
+        form, lambda logger: logger.info("told", path=Path("/a\x1b[2J"), error=OSError("\u202e"), size=5, at=None)
+    )
+    assert line.strip().isprintable()
+    assert ("size=5" if form == "logfmt" else '"size": 5') in line
 
 
 def test_an_exception_is_one_line_too() -> None:
