@@ -211,8 +211,9 @@ def _collectors(collectors: Sequence[CollectorStatus]) -> Iterator[Line]:
     devices = sorted({lack.device for lack in lacks if lack.device})
     if capabilities or devices:
         yield Line(2, Text("To give it what it is without:"))
-        for where, text in grants(capabilities, devices):
-            yield Line(4, Text(plain(f"{where}: {text}")), is_whole=True)
+        for where, texts in grants(capabilities, devices):
+            yield Line(4, Text(f"{where}:"))
+            yield from (Line(6, Text(plain(text)), is_whole=True) for text in texts)
     if any(lack.mount for lack in lacks):
         yield Line(
             2,

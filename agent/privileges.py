@@ -80,15 +80,16 @@ def _effective(host: Host) -> int:
     return int(match[1], 16) if match is not None else -1  # all of them
 
 
-def grants(capabilities: Sequence[str], devices: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield how these are given: where, and what to write there."""
-    words = [f"--cap-add {name}" for name in capabilities] + [f"--device {device}" for device in devices]
-    yield "Docker", " ".join(words)
+def grants(capabilities: Sequence[str], devices: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield how these are given: where, and the lines to write there. Devices are missing in containers alone."""
+    words = [f"--cap-add {name}" for name in capabilities]
+    words += [f"--device {device}" if "*" not in device else f"and --device for each {device}" for device in devices]
+    yield "Docker", [" ".join(words)]
     if devices:
-        yield "Kubernetes", "the component privileged, in the Helm chart profile: privileged"
+        yield "Kubernetes", ["the component privileged; in the Helm chart, profile: privileged"]
     else:
-        yield "Kubernetes", f"securityContext: {{capabilities: {{add: [{', '.join(capabilities)}]}}}}"
-    names = " ".join(f"CAP_{name}" for name in capabilities)
-    lines = [f"{key}={names}" for key in ("CapabilityBoundingSet", "AmbientCapabilities") if names]
-    lines += [f"DeviceAllow={device} rw" for device in devices]
-    yield "systemd (systemctl edit ullage)", "[Service] " + " ".join(lines)
+        yield "Kubernetes", [f"securityContext: {{capabilities: {{add: [{', '.join(capabilities)}]}}}}"]
+    if capabilities:
+        names = " ".join(f"CAP_{name}" for name in capabilities)
+        lines = ["[Service]", f"CapabilityBoundingSet={names}", f"AmbientCapabilities={names}"]
+        yield "systemd, by systemctl edit ullage, and a restart of it", lines

@@ -218,11 +218,12 @@ def test_what_is_lacked_is_told_where_it_is_felt(tmp_path: Path, given: Any, wan
     assert (f": {want.lost}" in text) is told
     if told and want.capabilities:
         assert f"               without CAP_SYS_ADMIN: {want.lost}\n" in text
-        assert "    Docker: --cap-add SYS_ADMIN\n" in text
-        assert "    Kubernetes: securityContext: {capabilities: {add: [SYS_ADMIN]}}\n" in text
-        assert "CapabilityBoundingSet=CAP_SYS_ADMIN AmbientCapabilities=CAP_SYS_ADMIN\n" in text
+        assert "    Docker:\n      --cap-add SYS_ADMIN\n" in text
+        assert "    Kubernetes:\n      securityContext: {capabilities: {add: [SYS_ADMIN]}}\n" in text
+        assert "      [Service]\n      CapabilityBoundingSet=CAP_SYS_ADMIN\n      AmbientCap" in text
     if told and want.device:
-        assert "    Docker: --device /dev/ullage-none\n" in text
+        assert "    Docker:\n      --device /dev/ullage-none\n" in text
+        assert "systemd" not in text
 
 
 def test_all_that_a_root_may_is_not_lacked(tmp_path: Path) -> None:

@@ -63,9 +63,13 @@ class Pool:
         self._blocked = subprocess.Popen(["zpool", "sync", "-f", self.name])  # until the device is back
         wait_until(lambda: self.state() == "SUSPENDED", "the pool was not suspended")
 
+    def give_back(self) -> None:
+        """Give the device back; ZFS takes it when it is told to."""
+        self._load(self._whole)
+
     def resume(self) -> None:
         """Give the device back, and return when the pool is healthy."""
-        self._load(self._whole)
+        self.give_back()
         run("zpool", "clear", self.name)
         wait_until(lambda: self.state() == "ONLINE", "the pool did not recover")
         if self._blocked:

@@ -1,0 +1,75 @@
+"""Which printed remedy was tried where: each finding stands in one of the three tables, a test compares.
+
+A test is named by its file and its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REAL, VM = "tests/real", "tests/vm/guest"
+
+# the commands are taken out of the finding's own text and run, and the finding ends, or they show what they say
+WORD_BY_WORD: Mapping[str, str] = {
+    "filesystem-shut-down": f"{REAL}/test_kernellog.py::test_an_xfs_shutdown_and_its_remedy",
+    "drive-errors": f"{REAL}/test_kernellog.py::test_reads_of_a_drive_that_fail",
+    "orphan-layers": f"{REAL}/test_layers.py::test_an_orphan_of_a_killed_import_is_found_and_its_remedy_removes_it",
+    "layer-import-interrupted": (
+        f"{REAL}/test_layers.py::test_an_orphan_of_a_killed_import_is_found_and_its_remedy_removes_it"
+    ),
+    "layer-link-broken": f"{REAL}/test_layers.py::test_a_lost_link_names_who_will_fail_and_its_remedy_mends_it",
+    "layer-link-litter": f"{REAL}/test_layers.py::test_a_lost_link_names_who_will_fail_and_its_remedy_mends_it",
+    "overlay-metacopy-redirect": (
+        f"{REAL}/test_overlay.py::test_a_container_written_with_metacopy_is_found_when_the_module_has_it_off"
+    ),
+    "overlay-deep-chain": f"{REAL}/test_overlay.py::test_a_deep_image_is_found_until_it_is_made_flat",
+    "overlay-shared-upper": f"{REAL}/test_overlay.py::test_a_shared_upper_is_found_until_the_remedy_is_done",
+    "overlay-no-dtype": f"{REAL}/test_overlay.py::test_a_filesystem_without_types_is_found_until_the_remedy_is_done",
+    "vfs-driver-in-use": (
+        f"{REAL}/test_overlay.py::test_vfs_is_found_until_docker_is_on_overlay2_and_what_is_left_until_it_is_removed"
+    ),
+    "stale-driver-residue": (
+        f"{REAL}/test_overlay.py::test_vfs_is_found_until_docker_is_on_overlay2_and_what_is_left_until_it_is_removed"
+    ),
+    "rootfs-not-mounted": (
+        f"{REAL}/test_overlay.py::test_a_root_unmounted_under_a_container_is_found_until_it_is_started_anew"
+    ),
+    "qgroup-inconsistent": f"{REAL}/test_qgroup.py::test_an_inconsistent_filesystem_is_found_and_its_usage_withheld",
+    "qgroups-disappeared": f"{REAL}/test_qgroup.py::test_numbers_are_those_of_btrfs_at_every_step",
+    "btrfs-metadata-full": f"{REAL}/test_qgroup.py::test_the_remedy_for_full_metadata_works_when_it_is_found",
+    "volume-mount-missing": (
+        f"{REAL}/test_volumes.py::test_a_mount_taken_away_under_a_container_is_found_until_all_is_started_anew"
+    ),
+    "zfs-sync-disabled": f"{VM}/test_doctor.py::test_pools_of_both_kinds_are_as_their_own_tools_say",
+    "zfs-pool-suspended": f"{VM}/test_doctor.py::test_a_suspended_pool_is_critical_until_its_remedy_is_done",
+    "volume-snapshot-race": f"{VM}/test_volumes.py::test_a_snapshot_that_races_with_a_removal_is_told_once",
+    "pressure-candidate": (
+        f"{REAL}/test_qgroup.py::test_containers_of_docker_are_named_and_lose_their_limits_with_the_daemon"
+    ),
+}
+
+# a test does by hand what the text says
+BY_HAND: Mapping[str, str] = {
+    "container-oom-kill": f"{REAL}/test_kernellog.py::test_a_process_killed_for_memory_is_its_containers",
+    "thin-pool-io-stalled": f"{VM}/test_thinpool.py::test_a_pool_that_hangs_is_named_and_leaves_the_other_fresh",
+    "thin-pool-held-root": f"{VM}/test_thinpool.py::test_a_held_root_is_told",
+    "zfs-recordsize-mismatch": f"{VM}/test_zfs.py::test_small_overwrites_cost_much_in_large_records_alone",
+}
+
+NOT_TRIED: Mapping[str, str] = {
+    "filesystem-errors": "e2fsck is tried for filesystem-shut-down; a btrfs check shows, and mends nothing",
+    "drop-caches-process": "it looks for a job of the node's own, which is another on each",
+    "drop-caches-in-use": "it looks for a job of the node's own, which is another on each",
+    "page-cache-pollution": "drop_caches and a smaller limit would take from all that runs on the machine",
+    "slab-dominated": "drop_caches would take from all that runs on the machine",
+    "dying-cgroups": "memory.reclaim of the root would take from all that runs on the machine",
+    "daemon-options-unknown": "it is about /etc/docker/daemon.json, which is the machine's own",
+    "btrfs-device-errors": "a device is to be replaced; scrub and device stats change nothing",
+    "thin-pool-loop-backed": "Docker moves to another driver, as tried for vfs-driver-in-use",
+    "thin-pool-metadata-small": "not tried yet: lvextend --poolmetadatasize, of LVM's own testing",
+    "thin-pool-no-autoextend": "not tried yet: lvchange --monitor needs a running dmeventd",
+    "thin-pool-read-only": "not tried yet: an offline repair of a pool that a test has broken",
+    "thin-pool-needs-check": "not tried yet: an offline repair of a pool that a test has broken",
+    "zfs-foreign-snapshots": "it is about another tool's configuration, and which snapshots may go",
+    "zfs-version-skew": "a reboot, or other packages",
+}
