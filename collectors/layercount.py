@@ -1,9 +1,8 @@
 """The counts of all layers of a node, kept right within a budget of processor time.
 
 An image's layer never changes: it is walked once, and what was found outlives the agent. A container's layer has an
-index, see `collectors.layerindex`. All work is done in slices with pauses between them, in which nothing is open. The
-disk is asked at idle priority. The thread is not made nice: it holds the interpreter's lock, and all others would wait
-while it does not get a processor.
+index, see `collectors.layerindex`. All work is done in slices, see `agent.budget`; in the pauses between them nothing is
+open. The disk is asked at idle priority.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import structlog
 
 from agent import statefile
 from agent.beneath import Directories
+from agent.budget import Budget
 from agent.errors import HostError, Vanished
 from agent.fanotify import Fanotify, Handles
 from agent.host import Host
@@ -28,10 +28,6 @@ from collectors.layerindex import Index, Node, Tree
 from collectors.layerwalk import Count, TooMany, Walk
 from collectors.stores import Layer
 
-SLICE = 0.01  # seconds of processor time
-PAUSE = 0.04  # seconds after each
-AT_MOST = 10.0  # seconds that one round takes, however slow the disk
-SAVED_UP = 60.0  # seconds for which an unused budget is kept
 LOOK_AGAIN = 600.0  # seconds after which a whole layer is read again: files grow, and no directory tells
 WALKS_AT_ONCE = 4
 STATE = "layers.json"
@@ -87,13 +83,12 @@ class Counting:
         cpu: Callable[[], float] = time.thread_time,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._share = share
         self._state = state / STATE if state is not None else None
         self._wants_mark = wants_mark
         self._most_directories = most_directories
-        self._clock, self._cpu, self._pause = clock, cpu, pause
-        self._left = share * SAVED_UP  # seconds of processor time, less than none after a huge directory
-        self._granted_at = self._round = clock()  # of the newest round
+        self._clock = clock
+        self._budget = Budget(share, clock=clock, cpu=cpu, pause=pause)
+        self._round = clock()  # the newest
         self._directories = Directories()
         self._watches: dict[int, Watch] = {}
         self._stores: dict[str, _Store] = {}
@@ -184,27 +179,15 @@ class Counting:
         """Bring the counts up to date, as far as the budget goes. Layers that refuse are told to the host."""
         self._be_idle()
         now = self._round = self._clock()
-        self._left = min(self._left + self._share * (now - self._granted_at), self._share * SAVED_UP)
-        self._granted_at = now
-        began = self._cpu()
+        self._budget.begin()
         for device in list(self._watches):
             self._drain(device, now)
         tasks = self._tasks()
-        self._left -= self._cpu() - began
-        since_pause = 0.0
-        while tasks and self._left > 0 and self._clock() - now < AT_MOST:
+        while self._budget.goes_on() and tasks:
             task = tasks.popleft()
-            began = self._cpu()
-            until = began + SLICE
-            if not self._step(host, task, now, lambda until=until: self._cpu() >= until):  # type: ignore[misc]
+            if not self._step(host, task, now, self._budget.is_slice_over):
                 # a walk remembers inodes: few of them are under way at once
                 tasks.insert(len(tasks) if task.name in task.store.trees else WALKS_AT_ONCE - 1, task)
-            spent = self._cpu() - began
-            self._left -= spent
-            since_pause += spent
-            if since_pause >= SLICE and tasks:
-                since_pause = 0.0
-                self._pause(PAUSE)
         if not self._is_saved:
             self._save()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.budget import PAUSE, SLICE
 from agent.host import Host
-from collectors.layercount import LOOK_AGAIN, PAUSE, SLICE, Counting
+from collectors.layercount import LOOK_AGAIN, Counting
 from collectors.layerwalk import Count
 from collectors.stores import Layer, State
 from tests.unit.layertree import truth
