@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from agent.errors import Failed, HostError, Malformed, Stuck, Vanished, from_os
@@ -45,8 +46,18 @@ class Space(NamedTuple):
     name_max: int
 
 
+class Inode(NamedTuple):
+    """What stat(2) says of an open file, as far as it is asked for. `blocks` are of 512 bytes."""
+
+    mode: int
+    device: int
+    number: int
+    links: int
+    blocks: int
+
+
 class Points(NamedTuple):
-    """Mount points to be measured: their real paths, and the same as requests to the prober's helper."""
+    """What is to be measured, mount points in most cases: real paths, and the same as requests to the helper."""
 
     paths: tuple[str, ...]
     requests: tuple[bytes, ...]
@@ -56,7 +67,10 @@ class Prober(Protocol):
     """Whatever measures mounts that may hang, see `agent.probe`."""
 
     def measure(self, points: Points) -> Sequence[Space | HostError]:
-        """Return one answer per point, in order: Space, or the error (Stuck among them). Never blocks for long."""
+        """Return one answer per point, in order: Space, or the error (Stuck among them). Never blocks for long.
+
+        The answer to a request that begins with `i` has an Inode's numbers behind `stat_errno`.
+        """
         ...
 
     def close(self) -> None:
@@ -280,6 +294,27 @@ class Host:
         except OSError as error:
             raise from_os(path, error) from error
 
+    def some_names(self, path: str, most: int) -> list[str]:
+        """Return at most so many of a directory's names, as they come."""
+        try:
+            with os.scandir(self.real(path)) as found:
+                return [each.name for each in islice(found, most)]
+        except OSError as error:
+            raise from_os(path, error) from error
+
+    def links(self, path: str, names: Iterable[str]) -> dict[str, str]:
+        """Return where these symbolic links of a directory lead; those that are gone meanwhile are left out."""
+        found = {}
+        directory = self.real(path)
+        for name in names:
+            try:
+                found[name] = os.readlink(f"{directory}/{name}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise from_os(f"{path}/{name}", error) from error
+        return found
+
     def glob(self, pattern: str) -> list[str]:
         """Return the host's paths that match a shell pattern, sorted; what cannot be listed has no matches."""
         first, _, rest = pattern.lstrip("/").partition("/")
@@ -320,6 +355,13 @@ class Host:
         if self.prober is None:
             return [Failed(path, "no prober") for path in points.paths]
         return self.prober.measure(points)
+
+    def inodes(self, paths: Sequence[str]) -> list[Inode | HostError]:
+        """Return what stat(2) says of each path, in order, without ever hanging on one."""
+        real = tuple(map(self.real, paths))
+        points = Points(real, tuple(b"i" + os.fsencode(path) for path in real))
+        count = len(Inode._fields)
+        return [Inode._make(each[1 : 1 + count]) if isinstance(each, Space) else each for each in self.measure(points)]
 
     def ioctl(
         self, path: str, number: int, buffer: bytes, subject: str = "", pointers: Mapping[int, int] | None = None

@@ -2,9 +2,9 @@
 
 Run as a script: `python -I -S probe_child.py MEMORY`, MEMORY being the descriptor of the shared memory for answers.
 It imports as little as it can. Requests come on standard input: a length (u32), then paths joined by NUL, each behind
-`s` (statvfs and stat) or `v` (statvfs only). Each answer goes into its slot, whose last number then is no longer 0,
-so that the parent can see which path hangs; a byte on standard output says that it is ready, then that a request is
-done.
+`s` (statvfs and stat), `v` (statvfs only) or `i` (stat only). Each answer goes into its slot, whose last number then is
+no longer 0, so that the parent can see which path hangs; a byte on standard output says that it is ready, then that a
+request is done.
 """
 
 import ctypes
@@ -14,18 +14,24 @@ import signal
 import struct
 import sys
 
-# the errno of stat; the ten numbers of statvfs in their order; 1, or minus the errno of statvfs. The last is written
-# last: a helper that is killed while it writes leaves no answer, rather than one of zeros
+# the errno of stat; the ten numbers of statvfs in their order, or five of stat; 1, or minus the errno. The last is
+# written last: a helper that is killed while it writes leaves no answer, rather than one of zeros
 ANSWER = struct.Struct("=i10Qi")
 LENGTH = struct.Struct("=I")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOTHING = (0,) * 10
+_REST = (0,) * 5
 
 
 def answer(memory: mmap.mmap, place: int, path: bytes) -> None:
-    """Write what statvfs and stat say of one mount point."""
+    """Write what statvfs and stat say of one mount point, or stat alone of one file."""
     refused = 0
     try:
+        if path[0] == ord("i"):
+            found = os.stat(path[1:])
+            numbers = found.st_mode, found.st_dev, found.st_ino, found.st_nlink, found.st_blocks
+            ANSWER.pack_into(memory, place, 0, *numbers, *_REST, 1)
+            return
         space = os.statvfs(path[1:])
         if path[0] == ord("s"):
             try:

@@ -39,19 +39,23 @@ class TreeProber:
     `{"/data": [4096, 4096, ...]}` is an answer; `"stuck"`, or an errno such as `"EACCES"`, is a refusal.
 
     `{"statvfs": [...], "stat": "EIO"}` is a mount that answers statvfs, but not stat.
+
+    Answers for single files from `inodes.json`, with the five numbers of an Inode.
     """
 
     def __init__(self, tree: Path) -> None:
         self._prefix = len(str(tree))
-        path = tree / "statvfs.json"
-        self._answers = json.loads(path.read_text()) if path.exists() else {}
+        mounts, inodes = tree / "statvfs.json", tree / "inodes.json"
+        self._answers = json.loads(mounts.read_text()) if mounts.exists() else {}
+        self._inodes = json.loads(inodes.read_text()) if inodes.exists() else {}
 
     def measure(self, points: Points) -> list[Space | HostError]:
         """Return the answers of the file."""
         return [self._answer(path, request) for path, request in zip(points.paths, points.requests, strict=True)]
 
     def _answer(self, path: str, request: bytes) -> Space | HostError:
-        answer, refused = self._answers.get(path[self._prefix :] or "/"), 0
+        answers = self._inodes if request.startswith(b"i") else self._answers
+        answer, refused = answers.get(path[self._prefix :] or "/"), 0
         if isinstance(answer, dict):
             refused = getattr(errno, answer["stat"]) if request.startswith(b"s") else 0
             answer = answer["statvfs"]
@@ -62,7 +66,7 @@ class TreeProber:
         if isinstance(answer, str):
             number = getattr(errno, answer)
             return from_os(path, OSError(number, os.strerror(number)))
-        return Space(refused, *answer)
+        return Space(refused, *answer, *[0] * (len(Space._fields) - 1 - len(answer)))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -26,6 +26,9 @@ LOOKS: list[Callable[[Host, str], object]] = [
     Host.lstat,
     Host.link,
     lambda host, path: host.read_start(path, 1),
+    lambda host, path: host.some_names(path, 1),
+    lambda host, path: host.links(path, ["x"]),
+    lambda host, path: host.inodes([path]),
     lambda host, path: host.ioctl(path, 1, b""),
 ]
 
@@ -160,3 +163,24 @@ def test_a_directory_tells_directories_from_links_to_them(tmp_path: Path) -> Non
             look("/absent")
     with pytest.raises(Failed):
         host.read_start("/directory", 10)
+
+
+def test_links_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "here").symlink_to("somewhere else")
+    assert Host(rootfs=str(tmp_path)).links("/", ["gone", "here"]) == {"here": "somewhere else"}
+
+
+def test_what_is_no_link_is_an_error_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Failed, match=r"^proc/file: "):
+        Host(procfs=str(tmp_path)).links("proc", ["file"])
+
+
+def test_no_more_names_are_read_than_wanted(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / str(number)).write_text("")
+    host = Host(rootfs=str(tmp_path))
+    assert len(host.some_names("/", 4)) == 4
+    assert sorted(host.some_names("/", 100)) == host.names("/")
+    with pytest.raises(Vanished):
+        host.some_names("/gone", 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import Failed, HostError, Stuck, Vanished
-from agent.host import Host, Space
+from agent.host import Host, Inode, Space
 from agent.probe import HelperProber
 
 Answers = list[Space | HostError]
@@ -48,6 +48,22 @@ def test_answers_are_those_of_statvfs_in_the_order_of_the_paths(prober: HelperPr
     found = [os.statvfs(path) for path in paths]
     expected = [(it.f_bsize, it.f_frsize, it.f_blocks, it.f_files, it.f_flag, it.f_namemax) for it in found]
     assert [fixed(answer) for answer in measure(prober, *paths)] == expected
+
+
+def test_files_are_told_as_stat_tells_them(prober: HelperProber, tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b") as file:
+        file.write(bytes(10_000))
+        file.flush()
+        os.fsync(file.fileno())
+        os.unlink(file.name)
+        host = Host(prober=prober)
+        link = f"proc/{os.getpid()}/fd/{file.fileno()}"
+        inode, gone, directory = host.inodes([link, str(tmp_path / "file"), "/etc"])
+        found = os.fstat(file.fileno())
+    assert inode == (found.st_mode, found.st_dev, found.st_ino, 0, found.st_blocks)
+    assert isinstance(gone, Vanished)
+    assert isinstance(directory, Inode)
+    assert directory.number == os.stat("/etc").st_ino
 
 
 def test_nothing_asked_gives_nothing(prober: HelperProber) -> None:
