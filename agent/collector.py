@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -17,6 +18,7 @@ from agent.privileges import Want
 from agent.watermark import Watermark
 
 Yield = Sample | Family | Found
+T = TypeVar("T")
 
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +49,21 @@ class RateRatio:
     top: Metric
     bottom: Metric
     floor: float
+
+
+class Shared:
+    """What the collectors of one agent have together: one object of each kind, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[Callable[[], object], object] = {}
+
+    def get(self, make: Callable[[], T]) -> T:
+        """Return what `make` made, the same to everybody; it is kept as long as the agent runs."""
+        with self._lock:
+            if make not in self._made:
+                self._made[make] = make()
+            return cast("T", self._made[make])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,7 @@ class Start:
     settings: Any  # the Collector's own Struct; it casts
     state: Path | None = None
     runtimes: Runtimes = field(default_factory=Runtimes)
+    shared: Shared = field(default_factory=Shared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.collector import Running, Start
+from agent.collector import Running, Shared, Start
 from agent.errors import HostError
 from agent.exposition import Pages
 from agent.host import Host
@@ -139,6 +139,7 @@ class Scheduler:
         self._pages = pages
         self._node = node
         self._state = state
+        self._shared = Shared()
         self._overdue: set[str] = set()
         self._uevents: Uevents | None = None
         self._log = structlog.get_logger()
@@ -182,7 +183,7 @@ class Scheduler:
         state = self._state / plan.name if self._state is not None else None
         worker = Worker(
             runner,
-            Start(runner.host, plan.settings, state, plan.runtimes),
+            Start(runner.host, plan.settings, state, plan.runtimes, self._shared),
             phase(self._node, plan.name, plan.interval),
             self.changed.set,
             self._withdraw_removed,

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from agent.collector import Collector
-from collectors import filesystem, kernellog, layers, overlay, pagecache, qgroup, thinpool, volumes, writeamp, zfs
+from collectors import (
+    filesystem,
+    inotify,
+    kernellog,
+    layers,
+    openfiles,
+    overlay,
+    pagecache,
+    qgroup,
+    thinpool,
+    volumes,
+    writeamp,
+    zfs,
+)
 
 ALL: tuple[Collector, ...] = (
     filesystem.COLLECTOR,
+    inotify.COLLECTOR,
     kernellog.COLLECTOR,
     layers.COLLECTOR,
+    openfiles.COLLECTOR,
     overlay.COLLECTOR,
     pagecache.COLLECTOR,
     qgroup.COLLECTOR,

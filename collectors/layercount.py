@@ -1,8 +1,8 @@
 """The counts of all layers of a node, kept right within a budget of processor time.
 
 An image's layer never changes: it is walked once, and what was found outlives the agent. A container's layer has an
-index, see `collectors.layerindex`. All work is done in slices, see `agent.budget`; in the pauses between them nothing is
-open. The disk is asked at idle priority.
+index, see `collectors.layerindex`. All work is done in slices, see `agent.budget`, and nothing is open in the pauses
+between them. The disk is asked at idle priority.
 """
 
 from __future__ import annotations

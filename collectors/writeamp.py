@@ -33,7 +33,7 @@ from agent.privileges import Want
 from agent.units import Seconds
 from agent.watermark import Tier, Watermark
 from collectors import blockdevices
-from collectors.readers import ata, blockstat, nvme, zfs
+from collectors.readers import ata, blockstat, cgroup, nvme, zfs
 
 PAGE = os.sysconf("SC_PAGESIZE")
 LAYERS = 8  # of devices on devices: a bound
@@ -264,7 +264,7 @@ class WriteAmplification:
         paths = []
         for born, pid, is_zombie in sorted(_processes(host)):
             try:
-                path = _cgroup_of(host.read_start(f"proc/{pid}/cgroup", WHOLE))
+                path = cgroup.parse_membership(host.read_start(f"proc/{pid}/cgroup", WHOLE))
                 paths.append(path)
                 found = self._containers.lookup(path)
                 owner = found.labels if found is not None and found.id else None
@@ -464,17 +464,6 @@ def _nvme(host: Host, disks: list[str]) -> dict[str, str]:
         mine = [disk for disk in disks if disk.startswith((f"{controller}n", f"{controller}c"))]
         found[mine[0] if len(mine) == 1 else controller] = controller
     return found
-
-
-def _cgroup_of(text: bytes) -> str:
-    """Return the path of a process' cgroup: that of version 2, or of version 1's memory controller."""
-    paths = {}
-    for line in text.decode("utf-8", "surrogateescape").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        paths[controllers] = path
-    named = (path for controllers, path in paths.items() if "memory" in controllers.split(","))
-    return next(named, paths.get("", "/"))
 
 
 def _needs(host: Host) -> str | None:

@@ -1,4 +1,4 @@
-"""Container storage by namespace, pod and container: page cache, quota, blocks and writes."""
+"""Container storage by namespace, pod and container: page cache, quota, blocks, writes, open files."""
 
 from __future__ import annotations
 
@@ -135,10 +135,41 @@ WRITES = Row(
     ),
 )
 
+FILES = Row(
+    "Open files and watches",
+    (
+        HERE.graph(
+            "Deleted files held open",
+            "Bytes that are free only when these containers close them; `host` is what runs in none.",
+            "bytes",
+            Query("topk(10, ullage_deleted_open_bytes)", NAME),
+        ),
+        HERE.graph(
+            "inotify watches",
+            "The ten containers with most.",
+            "short",
+            Query("topk(10, ullage_container_inotify_watches)", NAME),
+        ),
+        HERE.graph(
+            "inotify instances",
+            "The ten containers with most.",
+            "short",
+            Query("topk(10, ullage_container_inotify_instances)", NAME),
+        ),
+        HERE.graph(
+            "Changes that nobody sees",
+            "Watches where events cannot arrive, and single files that were replaced under a container.",
+            "short",
+            Query("topk(10, ullage_inotify_blind_watches > 0)", f"blind watches {NAME}"),
+            Query("topk(10, ullage_bind_mounts_stale > 0)", f"replaced files {NAME}"),
+        ),
+    ),
+)
+
 DASHBOARD = Dashboard(
     uid="ullage-containers",
     title="Ullage / Container storage",
-    description="Whose page cache, quota, blocks and writes they are.",
+    description="Whose page cache, quota, blocks, writes, open files and watches they are.",
     selector=NAMESPACE,
-    rows=(CACHE, SPACE, WRITES),
+    rows=(CACHE, SPACE, WRITES, FILES),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collectors import filesystem, qgroup, thinpool, writeamp
+from collectors import filesystem, inotify, qgroup, thinpool, writeamp
 from dashboards.layout import Dashboard, Row
 from dashboards.panels import Place, Query, Table
 from dashboards.promql import FINDINGS, NODE
@@ -190,6 +190,26 @@ KERNEL = Row(
     ),
 )
 
+FILES = Row(
+    "Open files and watches",
+    (
+        HERE.watermark(inotify.INSTANCES_USED, "inotify instances, by user", "{{instance}} {{userns}} {{uid}}"),
+        HERE.watermark(inotify.WATCHES_USED, "inotify watches, by user", "{{instance}} {{userns}} {{uid}}"),
+        HERE.graph(
+            "Deleted files held open, by filesystem",
+            "Space that is used, and that no directory shows; absent while a process cannot be looked into.",
+            "bytes",
+            Query("topk(10, ullage_filesystem_deleted_open_bytes)", MOUNT),
+        ),
+        HERE.graph(
+            "File handles",
+            "Open files of the whole node, of those that it may have.",
+            "percentunit",
+            Query("ullage_file_handles / ullage_file_handles_limit", "{{instance}}"),
+        ),
+    ),
+)
+
 JUDGEMENT = Row(
     "Levels and findings",
     (
@@ -224,5 +244,5 @@ DASHBOARD = Dashboard(
     title="Ullage / Node",
     description="All that is known of a node's container storage.",
     selector=NODE,
-    rows=(FILESYSTEMS, MEMORY, COPY_ON_WRITE, WRITES, KERNEL, JUDGEMENT),
+    rows=(FILESYSTEMS, MEMORY, COPY_ON_WRITE, WRITES, FILES, KERNEL, JUDGEMENT),
 )

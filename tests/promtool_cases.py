@@ -14,7 +14,7 @@ import yaml
 from agent.metric import Metric
 from agent.rules import KEEP_FIRING_FOR, alert_name
 from agent.watermark import Tier, Watermark
-from collectors import filesystem, pagecache, qgroup, thinpool, writeamp
+from collectors import filesystem, inotify, pagecache, qgroup, thinpool, writeamp
 
 STALE = -1.0
 UNITS = 10_000_000_000_000  # the size of a target: large enough that no reserve matters
@@ -69,6 +69,16 @@ def wear_values(ratio: float) -> Mapping[Metric, float]:
     return {writeamp.USED: round(ratio, 6)}
 
 
+def instances_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a user who has inotify instances to a ratio of the limit."""
+    return {inotify.INSTANCES: round(UNITS * ratio), inotify.INSTANCES_LIMIT: UNITS}
+
+
+def watches_values(ratio: float) -> Mapping[Metric, float]:
+    """Return the samples of a user who has inotify watches to a ratio of the limit."""
+    return {inotify.WATCHES: round(UNITS * ratio), inotify.WATCHES_LIMIT: UNITS}
+
+
 VALUES: dict[str, Values] = {
     "inodes": inode_values,
     "filesystem_bytes": byte_values,
@@ -78,6 +88,8 @@ VALUES: dict[str, Values] = {
     "thin_metadata": thin_metadata_values,
     "thin_data": thin_data_values,
     "drive_wear": wear_values,
+    "inotify_instances": instances_values,
+    "inotify_watches": watches_values,
 }
 
 
@@ -85,6 +97,7 @@ def labels_of(watermark: Watermark, target: str) -> dict[str, str]:
     """Return the labels of a test's target, which is the value of the last of its watermark's target labels."""
     fixed = {"device": "/dev/sdb", "fstype": "ext4", "namespace": "shop", "pod": "web-1", "container": "main"}
     fixed |= {"model": "ACME", "uuid": "5baa8140-b4ea-4744-b119-4c12e1b9efc2", "path": "/data", "id": "0123456789ab"}
+    fixed |= {"userns": "4026531837"}
     return {name: target if name == watermark.target[-1] else fixed[name] for name in watermark.labels}
 
 

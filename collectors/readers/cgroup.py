@@ -95,5 +95,19 @@ def parse_numbers(text: bytes) -> dict[str, int]:
     return numbers
 
 
+def parse_membership(text: bytes) -> str:
+    """Return the path of a process' cgroup by /proc/PID/cgroup: that of version 2, or of version 1's memory controller.
+
+    `0::/system.slice/docker.service`, or a line of each hierarchy of version 1: `4:memory:/docker/148c…`.
+    """
+    paths = {}
+    for line in text.decode("utf-8", "surrogateescape").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        paths[controllers] = path
+    named = (path for controllers, path in paths.items() if "memory" in controllers.split(","))
+    return next(named, paths.get("", "/"))
+
+
 def _is_number(word: bytes) -> bool:
     return word.isdigit() and len(word) <= _DIGITS

@@ -5,7 +5,17 @@ from __future__ import annotations
 import sys
 
 from agent import log
-from tests.bench import cgroups, filesystem, kernellog, layers, memory, qgroups, rendering, scrape
+from tests.bench import (
+    cgroups,
+    filesystem,
+    kernellog,
+    layers,
+    memory,
+    processes,
+    qgroups,
+    rendering,
+    scrape,
+)
 
 ALL = {
     "rendering": rendering.run,
@@ -15,6 +25,7 @@ ALL = {
     "qgroups": qgroups.run,
     "layers": layers.run,
     "kernellog": kernellog.run,
+    "processes": processes.run,
     "memory": memory.run,
 }
 

@@ -241,6 +241,11 @@ def losing(complete: Series, series: Series) -> set[str]:
     """Return the collectors of which some series are not there any more."""
     prefixes = {
         "ullage_filesystem_": "filesystem",
+        "ullage_filesystem_deleted_": "openfiles",
+        "ullage_deleted_open_": "openfiles",
+        "ullage_inotify_": "inotify",
+        "ullage_container_inotify_": "inotify",
+        "ullage_bind_mounts_": "inotify",
         "ullage_layers": "layers",
         "ullage_container_writable": "layers",
         "ullage_qgroup": "qgroup",
@@ -258,7 +263,8 @@ def losing(complete: Series, series: Series) -> set[str]:
         }
 
     lost = named(complete) - named(series)
-    return {collector for name, _ in lost for prefix, collector in prefixes.items() if name.startswith(prefix)}
+    longest = (max(filter(name.startswith, prefixes), key=len, default="") for name, _ in lost)
+    return {prefixes[prefix] for prefix in longest if prefix}
 
 
 def test_minimal_has_no_rights_and_says_what_it_lacks(storage: Docker, amd64: None) -> None:  # noqa: ARG001
@@ -270,7 +276,7 @@ def test_minimal_has_no_rights_and_says_what_it_lacks(storage: Docker, amd64: No
         reasons = made.of("ullage_collector_supported", "reason")
         assert reasons["Docker's socket and its volumes are for root alone"] == 0
         assert {name for name, _ in refused(series)} == {
-            *("filesystem", "layers", "overlay", "pagecache", "qgroup", "writeamp")
+            *("filesystem", "inotify", "layers", "openfiles", "overlay", "pagecache", "qgroup", "writeamp")
         }
         assert reasons["container storage is for root alone, or with CAP_DAC_READ_SEARCH"] == 0
         assert made.of("ullage_qgroup_referenced_limit_bytes", "qgroup") == {"0/256": 100 * MIB}

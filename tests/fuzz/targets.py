@@ -29,6 +29,7 @@ from collectors.readers import (
     mountinfo,
     nvme,
     overlay,
+    procfs,
     slabinfo,
     storage_opts,
     zfs,
@@ -118,6 +119,7 @@ def fuzz_btrfs(raw: bytes) -> None:
 
 
 def fuzz_cgroup(raw: bytes) -> None:
+    cgroup.parse_membership(raw)
     for keys in (cgroup.KEYS_V1, cgroup.KEYS_V2):
         parse = cgroup.stat_parser(keys)
         for text in raw.split(b"\0"):  # a parser has a memory: files one after the other
@@ -255,6 +257,22 @@ def fuzz_overlay(raw: bytes) -> None:
             assert set(overlay.effective(layers.told, known)) == set(overlay.OPTIONS)
 
 
+def fuzz_procfs(raw: bytes) -> None:
+    watches = procfs.Watches({procfs.watched_inode("254:0", 15): "/"})
+    for size in (len(raw) or 1, 7):
+        watches = procfs.Watches({procfs.watched_inode("254:0", 15): "/"})
+        for start in range(0, len(raw), size):
+            watches.feed(raw[start : start + size])
+        assert sum(watches.by_device.values()) <= raw.count(b"inotify")
+    expect_finite(watches.by_device.values())
+    info = procfs.parse_fdinfo(raw)
+    expect_u64([info.mount if info is not None else 0, procfs.parse_user(raw) or 0])
+    procfs.has_memory(raw)
+    for word in words_of(raw):
+        assert not procfs.is_deleted_file(word) or word.startswith("/")
+        assert (procfs.parse_namespace(word) or "0").isdigit()
+
+
 def fuzz_storage_opts(raw: bytes) -> None:
     options = words_of(raw)
     for driver in ("", "overlay2", "vfs", options[0]):
@@ -300,6 +318,7 @@ TARGETS: dict[str, Target] = {
     "mountinfo": fuzz_mountinfo,
     "nvme": fuzz_nvme,
     "overlay": fuzz_overlay,
+    "procfs": fuzz_procfs,
     "slabinfo": fuzz_slabinfo,
     "storage_opts": fuzz_storage_opts,
     "storagelint": fuzz_storagelint,

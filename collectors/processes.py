@@ -1,0 +1,497 @@
+"""One pass over all processes of the node for the collectors that need their descriptors, within a CPU budget.
+
+Source: /proc/PID/{cgroup,fd,fdinfo,status,mountinfo,ns,root}, see collectors.readers.procfs. The pass is done in slices
+and goes on in the next round where the budget ended: what it tells is that of complete passes only. A descriptor costs
+about ten microseconds. Links are read, which cannot hang; stat(2) of a deleted file is asked by the helper process,
+and only on filesystems of local disks: a remote or FUSE one is judged by its mount alone.
+
+What a process does not let us see (no permission, too many descriptors) makes the numbers of its container and of its
+user unknown: they are absent, not too small. Descriptors of threads that have a table of their own (CLONE_FILES) and
+files that are only mapped are not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cmp_to_key
+from typing import Any, NamedTuple, TypeVar
+
+from agent.budget import Budget
+from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
+from agent.host import Host, Inode
+from agent.metric import LabelSet, label
+from agent.namespaces import INITIAL, Owner, compare, owner
+from collectors.readers import cgroup, overlay, procfs
+from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, visible
+
+HOSTS = "proc/1/mountinfo"
+# why a process is passed over, and a deleted file
+REASONS = ("kernel", "vanished", "permission", "descriptors", "too_many", "malformed", "stuck", "failed")
+FILE_REASONS = ("not_a_local_disk", "maybe_of_an_image", "unknown_mount", "stuck")
+DESCRIPTORS = 100_000  # of one cgroup, and so of one container: what is beyond is passed over
+# of one pass, bounds on memory
+INSTANCES, FILES, NAMESPACES, MOUNTS, STALE, LAYERS = 20_000, 20_000, 2_000, 500_000, 1_000, 20_000
+TABLE = 16 << 20  # bytes of one mountinfo
+REFUSALS = 1_000  # that are remembered of one pass
+BATCH = 256
+PART = 1 << 16
+LOWER = "below overlays"  # stands for a filesystem's type
+REPLACED = "//deleted"  # behind a mount's root that is gone; fs/proc_namespace.c
+NOWHERE: LabelSet = ("", "other", "")  # a filesystem that the host does not show
+# a deleted file holds space of a disk there, and stat asks nobody far away; overlay is judged by its upper filesystem
+_DISKS = {
+    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs", "nilfs2"),
+    *("vfat", "exfat", "ntfs3", "hfsplus", "udf", "ufs"),
+}
+_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "mqueue", "proc", "sysfs", "cgroup", "cgroup2", "tracefs"}
+# changes made by another client, or behind the mount, reach no watch; inotify(7)
+_REMOTE = (
+    *("nfs", "cifs", "smb", "ceph", "9p", "virtiofs", "fuse", "afs"),
+    *("lustre", "gpfs", "glusterfs", "ocfs2", "gfs2"),
+)
+_LOCAL_FUSE = {"fuse.fuse-overlayfs", "fuse.lxcfs", "fuseblk", "fusectl"}  # all changes come through the mount itself
+
+
+class Instance(NamedTuple):
+    """One inotify instance: whose it is, its watches, and the blind ones of them by filesystem type and mount point."""
+
+    group: str
+    userns: str
+    uid: int
+    watches: int
+    blind: dict[tuple[str, str], int]
+
+
+class Held(NamedTuple):
+    """A deleted file that a process holds open: where it was, the bytes allocated, the labels of its filesystem."""
+
+    group: str
+    pid: str
+    path: str
+    bytes: int
+    filesystem: LabelSet
+
+
+class Stale(NamedTuple):
+    """A bind mount of one file in a process' mount namespace, whose source is gone or was replaced by another file."""
+
+    group: str
+    pid: str
+    mountpoint: str
+    source: str
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one pass has found. `began` is on the monotonic clock; `progress` is how much of the pass is done.
+
+    `processes` and `descriptors` were looked at. `skipped` counts processes, and `skipped_files` deleted files, by the
+    reason why they were passed over. The numbers of `unknown_groups` (cgroups) and of `unknown_users` would be too
+    small. `owners` has whose the user namespaces are that are not the initial one.
+    """
+
+    number: int
+    began: float
+    progress: float = 0.0
+    processes: int = 0
+    descriptors: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    skipped_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILE_REASONS, 0))
+    refusals: list[HostError] = field(default_factory=list)
+    unknown_groups: set[str] = field(default_factory=set)
+    unknown_users: set[int] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
+    instances: list[Instance] = field(default_factory=list)
+    held: dict[tuple[int, int], Held] = field(default_factory=dict)
+    stale: list[Stale] = field(default_factory=list)
+    owners: dict[str, Owner] = field(default_factory=dict)
+
+
+class _Mounted(NamedTuple):
+    """The part of a mount that is kept; `upper` is an overlay's."""
+
+    device: str
+    fstype: str
+    upper: str
+
+
+T = TypeVar("T")
+Namespace = tuple[str, str]  # a mount namespace, and a root directory in it: what a mountinfo is of
+Blind = Mapping[str, tuple[str, str]]  # filesystems where events cannot arrive, by device: type and mount point
+_File = tuple[int, int]  # a process and its descriptor
+_ORDER: Callable[[_File], Any] = cmp_to_key(compare)
+
+
+class _Passed(Exception):
+    """There is nothing to know; its text is the reason."""
+
+
+class _TooMany(Exception):
+    """A bound was met; its text is the reason."""
+
+
+class Processes:
+    """The pass. One for all collectors of an agent, see `agent.collector.Shared`; they may ask at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: Reading | None = None
+        self._pass: _Pass | None = None
+
+    def reading(self, host: Host, budget: Budget, told: int) -> Reading | None:
+        """Return the newest complete reading, None before the first. `told` is the number of the caller's last one.
+
+        What the caller does not have yet is returned at once. Otherwise the pass goes on, on the caller's budget.
+        """
+        with self._lock:
+            if self._newest is None or self._newest.number == told:
+                self._work(host, budget)
+            return self._newest
+
+    def progress(self) -> float:
+        """Return 1 if there is a reading, else how much of the first pass is done."""
+        if self._newest is not None:
+            return 1.0
+        return self._pass.found.progress if self._pass is not None else 0.0
+
+    def _work(self, host: Host, budget: Budget) -> None:
+        budget.begin()
+        if self._pass is None:
+            number = self._newest.number + 1 if self._newest is not None else 1
+            self._pass = _Pass(Reading(number, time.monotonic()), host)
+        work, self._pass.host = self._pass, host
+        try:
+            for _ in work.steps:
+                if not budget.goes_on():
+                    return
+        except BaseException:
+            self._pass = None
+            raise
+        self._pass, self._newest = None, work.found
+
+
+class _Pass:
+    """One pass, which may take many rounds; `host` is that of who pays for this one."""
+
+    def __init__(self, found: Reading, host: Host) -> None:
+        self.found = found
+        self.host = host
+        self.steps = self._look()
+        self._descriptors: Counter[str] = Counter()
+        self._mounts: dict[int, _Mounted] = {}
+        self._kept: dict[_Mounted, _Mounted] = {}  # each once in memory
+        self._blind: dict[Namespace, Blind] = {}
+        self._disks: dict[str, LabelSet] = {}
+        self._top: dict[str, Mount] = {}
+        self._layers: dict[bytes, str] = {}  # directories below overlays, as watches name them: what they lie in
+        self._stuck: set[str] = set()
+        self._answered: set[str] = set()
+        self._same: dict[tuple[str, int, bytes], list[_File]] = {}
+        self._is_ours = False
+
+    def _look(self) -> Iterator[None]:
+        """Look at each process in turn; every step is short."""
+        pids = sorted((name for name in self.host.some_names("proc", 1 << 22) if name.isdigit()), key=int)
+        self._is_ours = self._has_our_numbers()
+        yield from self._mark_layers(self._read_host())
+        for position, pid in enumerate(pids):
+            self.found.progress = position / len(pids)
+            yield
+            yield from self._process(pid)
+        self.found.progress = 1.0
+
+    def _has_our_numbers(self) -> bool:
+        """Return whether the host's /proc numbers processes as our own system calls do."""
+        try:
+            return self.host.link("proc/self") == str(os.getpid())
+        except HostError:
+            return False
+
+    def _read_host(self) -> list[Mount]:
+        """Find the filesystems of the host, by whose labels space is told; return the mounts."""
+        try:
+            mounts = visible(parse(self.host.read(HOSTS))[0])
+        except HostError as error:
+            self._refuse(error)
+            return []
+        self._keep(mounts)
+        self._top = {mount.mountpoint: mount for mount in mounts}
+        self._disks = {
+            mount.device: (label(mount.source), label(mount.mountpoint), label(mount.fstype))
+            for mount in one_per_device(mounts)
+            if mount.fstype in _DISKS
+        }
+        return mounts
+
+    def _mark_layers(self, mounts: Sequence[Mount]) -> Iterator[None]:
+        """Remember the directories below overlays: what is changed through an overlay is no event there."""
+        lowers: dict[str, Mount] = {}
+        for mount in mounts:
+            if mount.fstype == "overlay":
+                layers = overlay.resolve(overlay.parse_options(mount.super_options), mount.mountpoint)
+                for path in layers.lowers:
+                    below = carrier(self._top, path) if path.startswith("/") else None
+                    if below is not None and below.fstype in _DISKS and len(lowers) < LAYERS:
+                        lowers[path] = below
+                yield
+        for paths in _batches(list(lowers)):
+            for path, answer in zip(paths, self.host.inodes(paths), strict=True):
+                if isinstance(answer, Inode):
+                    inode = procfs.watched_inode(lowers[path].device, answer.number)
+                    self._layers[inode] = os.path.dirname(os.path.dirname(path))
+            yield
+
+    def _refuse(self, error: HostError) -> None:
+        if len(self.found.refusals) < REFUSALS:
+            self.found.refusals.append(error)
+
+    # -- one process --
+
+    def _process(self, pid: str) -> Iterator[None]:
+        group = ""
+        try:
+            group = cgroup.parse_membership(self.host.read(f"proc/{pid}/cgroup"))
+            yield from self._judge(pid, group)
+            self.found.processes += 1
+        except Vanished:
+            self.found.skipped["vanished"] += 1
+        except _Passed as error:
+            self.found.skipped[str(error)] += 1
+        except _TooMany as error:
+            self._give_up(pid, group, str(error))
+        except HostError as error:
+            if self._give_up(pid, group, error.reason):
+                self._refuse(type(error)("proc/PID/fd", error.detail))  # of all alike: told once, not once for each
+
+    def _give_up(self, pid: str, group: str, reason: str) -> bool:
+        """Have the numbers that this process belongs to be unknown, unless it has no descriptors anyway."""
+        try:
+            status = self.host.read(f"proc/{pid}/status")
+        except Vanished:
+            self.found.skipped["vanished"] += 1
+            return False
+        except HostError:
+            status = b""
+        if status and not procfs.has_memory(status):
+            self.found.skipped["kernel"] += 1
+            return False
+        self.found.skipped[reason] += 1
+        self.found.unknown_groups.add(group)
+        if (user := procfs.parse_user(status)) is not None:
+            self.found.unknown_users.add(user)
+        return True
+
+    def _judge(self, pid: str, group: str) -> Iterator[None]:
+        room = DESCRIPTORS - self._descriptors[group]
+        names = self.host.some_names(f"proc/{pid}/fd", room + 1)
+        if len(names) > room:
+            raise _TooMany("descriptors")
+        self._descriptors[group] += len(names)
+        self.found.descriptors += len(names)
+        if not names and not procfs.has_memory(self.host.read(f"proc/{pid}/status")):
+            raise _Passed("kernel")
+        self.found.groups.add(group)
+        instances: list[str] = []
+        deleted: list[tuple[str, str]] = []
+        for some in _batches(names):
+            for name, link in self.host.links(f"proc/{pid}/fd", some).items():
+                if link == procfs.INOTIFY:
+                    instances.append(name)
+                elif procfs.is_deleted_file(link):
+                    deleted.append((name, link))
+            yield
+        # processes with another root see another part of the same namespace
+        namespace = self.host.link(f"proc/{pid}/ns/mnt"), self.host.link(f"proc/{pid}/root")
+        if namespace not in self._blind:
+            yield from self._read_mounts(pid, group, namespace)
+        if instances:
+            yield from self._inotify(pid, group, instances, self._blind[namespace])
+        for files in _batches(deleted):
+            self._held(pid, group, files)
+            yield
+
+    def _read_mounts(self, pid: str, group: str, namespace: Namespace) -> Iterator[None]:
+        if len(self._blind) >= NAMESPACES:
+            raise _TooMany("too_many")
+        text = self.host.read(f"proc/{pid}/mountinfo")
+        if len(text) > TABLE or len(self._mounts) > MOUNTS:
+            raise _TooMany("too_many")
+        mounts, _ = parse(text)
+        yield
+        self._find_stale(pid, group, mounts)
+        yield
+        self._keep(mounts)
+        self._blind[namespace] = {
+            mount.device: (mount.fstype, mount.mountpoint) for mount in reversed(mounts) if is_blind(mount.fstype)
+        }
+
+    def _keep(self, mounts: Iterable[Mount]) -> None:
+        """Keep what is asked for by a mount's id, which is the same in all namespaces."""
+        for mount in mounts:
+            kept = _kept(mount)
+            self._mounts[mount.id] = self._kept.setdefault(kept, kept)
+
+    def _find_stale(self, pid: str, group: str, mounts: Sequence[Mount]) -> None:
+        """Find the binds of single files that are gone, before the namespace's mounts are kept."""
+        replaced = [mount for mount in mounts if mount.root.endswith(REPLACED) and mount.id not in self._mounts]
+        replaced = [mount for mount in replaced if _is_on_disk(_kept(mount), self._top) or mount.fstype == "tmpfs"]
+        for mount in replaced[: STALE - len(self.found.stale)]:
+            (answer,) = self.host.inodes([f"proc/{pid}/root{mount.mountpoint}"])
+            if isinstance(answer, Inode):
+                if stat.S_ISREG(answer.mode):
+                    source = mount.root.removesuffix(REPLACED)
+                    self.found.stale.append(Stale(group, pid, mount.mountpoint, source))
+            elif not isinstance(answer, Vanished):
+                self._refuse(answer)
+                self.found.unknown_groups.add(group)
+
+    # -- inotify --
+
+    def _inotify(self, pid: str, group: str, names: Sequence[str], remote: Blind) -> Iterator[None]:
+        uid = procfs.parse_user(self.host.read(f"proc/{pid}/status"))
+        userns = procfs.parse_namespace(self.host.link(f"proc/{pid}/ns/user"))
+        if uid is None or userns is None:
+            raise Malformed(f"proc/{pid}/status", "tells no user")
+        self._find_owners(pid, userns)
+        for name in names:
+            watches = procfs.Watches(self._layers)
+            yield from self._read_watches(f"proc/{pid}/fdinfo/{name}", watches)
+            if self._is_known((userns, uid, watches.digest), (int(pid), int(name))):
+                continue  # a child has it from its parent: it is one instance
+            if len(self.found.instances) >= INSTANCES:
+                raise _TooMany("too_many")
+            counts = watches.by_device
+            blind = {remote[device]: count for device, count in counts.items() if device in remote}
+            blind |= {(LOWER, place): count for place, count in watches.on_marked.items()}
+            self.found.instances.append(Instance(group, userns, uid, sum(counts.values()), blind))
+
+    def _read_watches(self, path: str, watches: procfs.Watches) -> Iterator[None]:
+        """Read an instance's fdinfo by parts. The descriptor may be another file by now: then it has no watches."""
+        descriptor = self.host.open(path)
+        try:
+            while part := os.read(descriptor, PART):
+                watches.feed(part)
+                yield
+        except OSError as error:
+            raise Vanished(path, error.strerror or "") from error
+        finally:
+            os.close(descriptor)
+
+    def _is_known(self, key: tuple[str, int, bytes], file: _File) -> bool:
+        """Return whether an instance was counted already, in another process that shares it."""
+        if not self._is_ours:
+            return False
+        known = self._same.setdefault(key, [])
+        place = bisect_left(known, _ORDER(file), key=_ORDER)
+        if place < len(known) and compare(known[place], file) == 0:
+            return True
+        known.insert(place, file)
+        return False
+
+    def _find_owners(self, pid: str, userns: str) -> None:
+        """Find whose this user namespace is, and those above it."""
+        if userns == INITIAL or userns in self.found.owners:
+            return
+        try:
+            self.found.owners[userns] = owner(self.host, f"proc/{pid}/ns/user")
+        except HostError as error:
+            if not isinstance(error, Vanished | Denied):
+                self._refuse(error)
+
+    # -- deleted files --
+
+    def _held(self, pid: str, group: str, files: Sequence[tuple[str, str]]) -> None:
+        """Take in the deleted files of a process."""
+        for mounted, same in self._by_mount(pid, files).items():
+            # what hangs is met by one question, not by one for each file
+            first = [] if mounted.device in self._answered else same[:1]
+            for some in (first, same[len(first) :]):
+                if mounted.device in self._stuck:
+                    self._leave_stuck(group, mounted, len(some))
+                elif some:
+                    self._ask(pid, group, mounted, some)
+
+    def _by_mount(self, pid: str, files: Sequence[tuple[str, str]]) -> dict[_Mounted, list[tuple[str, str]]]:
+        """Return those files that hold space of a local disk, by their mounts."""
+        found: dict[_Mounted, list[tuple[str, str]]] = {}
+        for name, link in files:
+            try:
+                info = procfs.parse_fdinfo(self.host.read(f"proc/{pid}/fdinfo/{name}"))
+            except Vanished:
+                continue
+            mounted = self._mounts.get(info.mount) if info is not None else None
+            if info is None or mounted is None:
+                self.found.skipped_files["unknown_mount"] += 1  # unmounted lazily, or from another namespace
+            elif mounted.fstype in _MEMORY:
+                continue
+            elif not _is_on_disk(mounted, self._top):
+                self.found.skipped_files["not_a_local_disk"] += 1
+            elif mounted.upper and not info.is_writable:
+                self.found.skipped_files["maybe_of_an_image"] += 1  # nothing is freed of a layer below
+            else:
+                found.setdefault(mounted, []).append((name, link))
+        return found
+
+    def _ask(self, pid: str, group: str, mounted: _Mounted, files: Sequence[tuple[str, str]]) -> None:
+        answers = self.host.inodes([f"proc/{pid}/fd/{name}" for name, _ in files])
+        self._answered.add(mounted.device)
+        for (_, link), answer in zip(files, answers, strict=True):
+            if isinstance(answer, Inode):
+                self._add(pid, group, mounted, link, answer)
+            elif isinstance(answer, Stuck):
+                self._leave_stuck(group, mounted, 1)
+            elif not isinstance(answer, Vanished):
+                raise answer
+
+    def _leave_stuck(self, group: str, mounted: _Mounted, count: int) -> None:
+        self._stuck.add(mounted.device)
+        self.found.unknown_groups.add(group)
+        self.found.skipped_files["stuck"] += count
+
+    def _add(self, pid: str, group: str, mounted: _Mounted, link: str, inode: Inode) -> None:
+        """Take in one file. One that several hold counts for one of them, the same one in every pass."""
+        if inode.links or not stat.S_ISREG(inode.mode):
+            return
+        key = inode.device, inode.number
+        known = self.found.held.get(key)
+        if known is None and len(self.found.held) >= FILES:
+            raise _TooMany("too_many")
+        if known is None or (group, int(pid)) < (known.group, int(known.pid)):
+            path = link.removesuffix(procfs.DELETED)
+            self.found.held[key] = Held(group, pid, path, inode.blocks * 512, self._filesystem(mounted))
+
+    def _filesystem(self, mounted: _Mounted) -> LabelSet:
+        device = mounted.device
+        if mounted.upper:
+            below = carrier(self._top, mounted.upper)
+            device = below.device if below is not None else ""
+        return self._disks.get(device, NOWHERE)
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+def _kept(mount: Mount) -> _Mounted:
+    upper = overlay.parse_options(mount.super_options).upper if mount.fstype == "overlay" else ""
+    return _Mounted(mount.device, mount.fstype, upper)
+
+
+def _is_on_disk(mounted: _Mounted, top: dict[str, Mount]) -> bool:
+    """Return whether a mount's files take space of a local disk; an overlay's take it of its upper filesystem."""
+    if mounted.fstype != "overlay":
+        return mounted.fstype in _DISKS
+    below = carrier(top, mounted.upper) if mounted.upper.startswith("/") else None
+    return below is not None and below.fstype in _DISKS
+
+
+def is_blind(fstype: str) -> bool:
+    """Return whether a filesystem has changes of which inotify is not told."""
+    return fstype.startswith(_REMOTE) and fstype not in _LOCAL_FUSE

@@ -1,0 +1,144 @@
+"""What the collector of inotify tells as things change on a recorded node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from collectors.inotify import COLLECTOR
+from tests.trees.node import Node
+from tests.trees.tree import TreeProber
+
+LIMIT = "proc/sys/user/max_inotify_instances"
+HIGHEST = "proc/sys/fs/inotify/max_user_instances"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(COLLECTOR, "docker", tmp_path)
+
+
+def limited(node: Node, limit: int) -> bool:
+    """Set the limit of instances; return whether it is told as near."""
+    for path in (LIMIT, HIGHEST):
+        (node.path / path).write_text(f"{limit}\n")
+    node.run()
+    return ("inotify-near-limit", "4026531837/0 instances") in node.found()
+
+
+def test_a_limit_that_is_near_is_told_until_it_is_far(node: Node) -> None:
+    # of 7 instances: 0.78, 0.88, 0.78 again, 0.64, 0.78
+    assert [limited(node, each) for each in (9, 8, 9, 11, 9)] == [False, True, True, False, False]
+
+
+def test_the_remedy_names_the_limit_that_holds(node: Node) -> None:
+    node.run()
+    found = node.found()["inotify-near-limit", "4026531837/0 instances"]
+    assert found.remedy.startswith("sysctl fs.inotify.max_user_instances=16   #")
+    assert "Most of them: web with 7." in found.explanation
+
+
+def test_of_two_limits_the_lower_one_holds(node: Node) -> None:
+    (node.path / LIMIT).write_text("2147483647\n")
+    assert 'ullage_inotify_instances_limit{uid="0",userns="4026531837"} 8' in node.run()
+
+
+def test_without_a_readable_limit_there_is_usage_alone(node: Node) -> None:
+    (node.path / LIMIT).unlink()
+    (node.path / HIGHEST).write_text("many\n")
+    text = node.run()
+    assert 'ullage_inotify_instances{uid="0",userns="4026531837"} 7' in text
+    assert "ullage_inotify_instances_limit" not in text
+    assert node.runner.errors["malformed"] == 1
+
+
+def test_users_of_another_user_namespace_have_no_limit_of_ours(node: Node) -> None:
+    for namespaces in node.path.glob("proc/[0-9]*/ns"):
+        (namespaces / "user").unlink()
+        (namespaces / "user").symlink_to("user:[4026532999]")
+    text = node.run()
+    assert 'ullage_inotify_instances{uid="0",userns="4026532999"} 7' in text
+    assert "ullage_inotify_instances_limit" not in text
+
+
+def test_a_file_that_is_back_is_stale_no_more(node: Node) -> None:
+    assert 'ullage_bind_mounts_stale{container="web",id="598ca9355d2f",namespace="",pod=""} 1' in node.run()
+    for table in node.path.glob("proc/*/mountinfo"):
+        table.write_bytes(table.read_bytes().replace(b"//deleted", b""))
+    assert 'ullage_bind_mounts_stale{container="web",id="598ca9355d2f",namespace="",pod=""} 0' in node.run()
+    assert "hot-reload-dead" not in {name for name, _ in node.found()}
+
+
+def test_what_cannot_be_looked_into_makes_its_containers_numbers_unknown_and_no_others(node: Node) -> None:
+    (victim,) = node.path.glob("proc/*/fdinfo/8")
+    (victim.parents[1] / "status").write_text("VmSize:\t1 kB\n")
+    text = node.run()
+    assert 'container="web"' not in text
+    assert 'ullage_container_inotify_watches{container="holder"' in text
+    assert node.runner.errors["malformed"] == 1
+    node.run()
+    assert node.runner.errors["malformed"] == 2  # once for each pass
+
+
+def test_a_process_of_which_nobody_knows_whose_it_is_may_be_anybodys(node: Node) -> None:
+    (node.path / "proc/999/cgroup").mkdir(parents=True)
+    (node.path / "proc/999/status").write_text("Uid:\t5\t5\t5\t5\nVmSize:\t1 kB\n")
+    text = node.run()
+    assert "ullage_container_inotify_watches{" not in text
+    assert 'ullage_inotify_watches{uid="0"' in text  # it is user 5's
+
+
+def test_a_container_that_ends_takes_its_series_along(node: Node) -> None:
+    node.run()
+    for process in node.path.glob("proc/[0-9]*"):
+        if b"598ca9355d2f" in (process / "cgroup").read_bytes():
+            shutil.rmtree(process)
+    text = node.run()
+    assert "web" not in text
+    assert node.found() == {}
+
+
+def test_a_container_without_a_name_is_told_by_its_id(node: Node) -> None:
+    shutil.rmtree(node.path / "var/lib/docker/containers")
+    node.run()
+    assert ("hot-reload-dead", "598ca9355d2f /etc/app.conf") in node.found()
+
+
+def test_a_hostile_name_stays_in_its_place(tmp_path: Path) -> None:
+    node = Node(COLLECTOR, "sick", tmp_path)
+    node.run()
+    (found,) = [each for each in node.runner.outcome.findings if each.finding.id == "hot-reload-dead"]
+    assert found.target == 'shop/web-1/main /etc/a\nb"c\\'
+    assert found.remedy.startswith("kubectl delete pod --namespace shop web-1   #")
+
+
+def test_watches_of_a_fuse_that_has_all_changes_itself_are_not_blind(node: Node) -> None:
+    for table in node.path.glob("proc/*/mountinfo"):
+        table.write_bytes(table.read_bytes().replace(b" - fuse ", b" - fuse.fuse-overlayfs "))
+    node.run()
+    assert "inotify-blind-watch" not in {name for name, _ in node.found()}
+
+
+def test_a_descriptor_that_is_closed_meanwhile_is_no_instance(node: Node) -> None:
+    (info,) = node.path.glob("proc/*/fdinfo/8")
+    os.unlink(info)
+    text = node.run()
+    assert 'ullage_inotify_skipped_processes{reason="vanished"} 1' in text
+
+
+def test_a_layer_below_an_overlay_is_known_by_its_own_directory(node: Node) -> None:
+    lower = "/var/lib/docker/overlay2/l/LAYER"
+    with open(node.path / "proc/1/mountinfo", "a") as table:
+        table.write(f"999 27 0:99 / /merged rw - overlay overlay rw,lowerdir={lower}:/gone,upperdir=/u,workdir=/w\n")
+    (node.path / "inodes.json").write_text(json.dumps({lower: [0o40755, 1, 0xF00, 2, 8]}))
+    (info,) = node.path.glob("proc/*/fdinfo/8")
+    info.write_text("inotify wd:1 ino:f00 sdev:fe00000 mask:fff\ninotify wd:2 ino:f01 sdev:fe00000 mask:fff\n")
+    node.runner.host.prober = TreeProber(node.path)
+    node.run()
+    assert "web has 1 inotify watches on /var/lib/docker/overlay2 (below overlays)" in {
+        found.explanation.partition(":")[0] for found in node.found().values()
+    }
