@@ -49,17 +49,22 @@ def _checked(text: bytes, version: int) -> Any:
     return data
 
 
-def save(path: Path, version: int, data: Mapping[str, Any]) -> None:
-    """Write the file. Failure is logged; what it would have held stays in memory."""
+def write(path: Path, version: int, data: Mapping[str, Any]) -> None:
+    """Write the file by atomic rename; raises OSError."""
     text = json.dumps({"version": version, **data}, sort_keys=True)
     temporary = path.with_suffix(".new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "w", encoding="utf-8", opener=_open_own) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(path: Path, version: int, data: Mapping[str, Any]) -> None:
+    """Write the file once. Failure is logged; what it would have held stays in memory. See Keeper."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", opener=_open_own) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write(path, version, data)
     except OSError as error:
         structlog.get_logger().warning("state not saved", path=str(path), error=error.strerror)
 
@@ -73,6 +78,7 @@ class Keeper:
     """Writes a state file when there is need: `is_dirty` is set by whoever changes what `gather` returns.
 
     `gather` returns what the file is to hold; it is called from the thread that writes. No path: nothing is written.
+    What could not be written is tried again whenever there might be need.
     """
 
     def __init__(
@@ -88,16 +94,30 @@ class Keeper:
         self._gather = gather
         self._clock = clock
         self._saved_at = clock()
+        self._is_failing = False
 
-    def save_if_needed(self, *, is_aging: bool) -> None:
+    def save_if_needed(self, *, is_aging: bool = False) -> None:
         """Write after a change; every ten minutes too while what the file holds would become too old (`is_aging`)."""
-        if self.is_dirty or (is_aging and self._clock() - self._saved_at > REFRESH):
+        # after a clock was set back the times in the file lie ahead, and mean nothing to the next agent
+        is_old = not 0 <= self._clock() - self._saved_at <= REFRESH
+        if self.is_dirty or (is_aging and is_old):
             self.save()
 
     def save(self) -> None:
-        """Write by atomic rename. Failure is logged."""
+        """Write by atomic rename. Failure is logged once, until it is over."""
         if self._path is None:
             return
         self.is_dirty = False  # before the look: a change during it may be in the file or not, and is written again
         self._saved_at = self._clock()
-        save(self._path, self._version, self._gather())
+        log = structlog.get_logger()
+        try:
+            write(self._path, self._version, self._gather())
+        except OSError as error:
+            self.is_dirty = True
+            if not self._is_failing:
+                log.warning("state not saved", path=str(self._path), error=error.strerror)
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                log.info("state saved again", path=str(self._path))
+            self._is_failing = False

@@ -93,7 +93,7 @@ class Counting:
         self._watches: dict[int, Watch] = {}
         self._stores: dict[str, _Store] = {}
         self._kept = statefile.load(self._state, 1, _decode) or {} if self._state is not None else {}
-        self._is_saved = True
+        self._keeper = statefile.Keeper(self._state, 1, self._gather)
         self._is_idle = False
         self._log = structlog.get_logger()
 
@@ -132,7 +132,7 @@ class Counting:
         for path in [path for path in self._stores if path not in set(paths)]:
             for tree in self._stores.pop(path).trees.values():
                 tree.close()
-            self._is_saved = False
+            self._keeper.is_dirty = True
         used = {store.device for store in self._stores.values()}
         for device in [device for device in self._watches if device not in used]:
             self._unwatch(device)
@@ -188,8 +188,7 @@ class Counting:
             if not self._step(host, task, now, self._budget.is_slice_over):
                 # a walk remembers inodes: few of them are under way at once
                 tasks.insert(len(tasks) if task.name in task.store.trees else WALKS_AT_ONCE - 1, task)
-        if not self._is_saved:
-            self._save()
+        self._keeper.save_if_needed()
 
     def _be_idle(self) -> None:
         """Let the disk serve everybody else first: this thread is the collector's own."""
@@ -276,7 +275,7 @@ class Counting:
             return False
         del store.walks[name]
         store.known[name] = Known(store.layers[name].identity, count, now)
-        self._is_saved = False
+        self._keeper.is_dirty = True
         return True
 
     # -- what is known --
@@ -319,19 +318,17 @@ class Counting:
 
     def close(self) -> None:
         """Keep what was found, and let go of the marks."""
-        self._save()
+        self._keeper.save()
         for device in list(self._watches):
             self._unwatch(device)
 
-    def _save(self) -> None:
-        self._is_saved = True
-        if self._state is None:
-            return
-        stores = {
-            path: {name: [*known.identity, *known.found] for name, known in store.known.items()}
-            for path, store in self._stores.items()
+    def _gather(self) -> Mapping[str, Any]:
+        return {
+            "stores": {
+                path: {name: [*known.identity, *known.found] for name, known in store.known.items()}
+                for path, store in self._stores.items()
+            }
         }
-        statefile.save(self._state, 1, {"stores": stores})
 
 
 def _may_change(layer: Layer) -> bool:

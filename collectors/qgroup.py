@@ -236,15 +236,18 @@ class Qgroups:
     _containers: Containers = field(init=False)
     _had_quota: dict[str, float] = field(default_factory=dict)  # the time when it was last seen, by btrfs
     _kept: dict[str, float] = field(default_factory=dict)  # and that of the file that outlives us
+    _keeper: statefile.Keeper = field(init=False)
     _short: set[str] = field(default_factory=set)  # of room for metadata
     _pressed: dict[str, str] = field(default_factory=dict)  # the candidate's qgroup of each btrfs
 
     def __post_init__(self) -> None:
         """Prepare the names of containers, and take up what the last agent kept."""
         self._containers = Containers(self.start.host, self.start.runtimes)
-        if self.start.state is not None:
-            self._kept = statefile.load(self.start.state / STATE, 1, _decode) or {}
+        path = self.start.state / STATE if self.start.state is not None else None
+        if path is not None:
+            self._kept = statefile.load(path, 1, _decode) or {}
             self._had_quota = dict(self._kept)
+        self._keeper = statefile.Keeper(path, 1, lambda: {"had_quota": self._kept})
 
     def close(self) -> None:
         """Keep what is known."""
@@ -253,9 +256,10 @@ class Qgroups:
     def _save(self) -> None:
         """Keep which btrfs had quota, and about when: Docker's and our own restart may be one and the same."""
         is_old = any(abs(seen - self._kept.get(uuid, 0.0)) > KEEP_EVERY for uuid, seen in self._had_quota.items())
-        if self.start.state is not None and (is_old or self._kept.keys() != self._had_quota.keys()):
+        if is_old or self._kept.keys() != self._had_quota.keys():
             self._kept = dict(self._had_quota)
-            statefile.save(self.start.state / STATE, 1, {"had_quota": self._kept})
+            self._keeper.is_dirty = True
+        self._keeper.save_if_needed()
 
     def collect(self, host: Host) -> Iterator[Yield]:
         """Read every btrfs of the host."""

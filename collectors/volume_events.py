@@ -261,6 +261,6 @@ def _decode(data: Any) -> dict[str, Kept]:
     }
 
 
-def store(path: Path, kept: Mapping[str, Kept]) -> None:
-    """Keep what is known by socket; if that fails, the next agent begins anew."""
-    statefile.save(path, VERSION, {"daemons": {socket: each._asdict() for socket, each in kept.items()}})
+def encode(kept: Mapping[str, Kept]) -> Mapping[str, Any]:
+    """Return what the file holds of what is known by socket."""
+    return {"daemons": {socket: each._asdict() for socket, each in kept.items()}}

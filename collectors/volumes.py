@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from agent import statefile
 from agent.collector import Collector, Start, Yield
 from agent.dockerapi import Api, DockerApi
 from agent.errors import Denied, Malformed, Stuck, Unsupported, Vanished
@@ -31,7 +31,7 @@ from collectors.readers import docker, zpool_events
 from collectors.readers.docker import ACTIONS, Container, Options, Volume
 from collectors.readers.mountinfo import Mount, carrier, parse, parse_visible
 from collectors.readers.zpool_events import Snapshot
-from collectors.volume_events import Change, Feed, Kept, View, load, store
+from collectors.volume_events import VERSION, Change, Feed, Kept, View, encode, load
 
 FOR_ROOT = "Docker's socket and its volumes are for root alone"
 FIRST_LIST = 2.0  # seconds that the first run waits for Docker, so that one run alone has its list
@@ -116,7 +116,7 @@ class Volumes:
     now: Callable[[], int] = time.time_ns
     _feeds: dict[str, Feed] = field(default_factory=dict)
     _kept: dict[str, Kept] = field(init=False)
-    _state: Path | None = None
+    _keeper: statefile.Keeper = field(init=False)
     _files: dict[str, tuple[tuple[int, int, int], Any]] = field(default_factory=dict)
     _files_used: set[str] = field(default_factory=set)
     _missing: dict[str, float] = field(default_factory=dict)
@@ -124,8 +124,9 @@ class Volumes:
 
     def __post_init__(self) -> None:
         """Take up what the last agent kept."""
-        self._state = self.start.state / "volumes.json" if self.start.state is not None else None
-        self._kept = load(self._state) if self._state is not None else {}
+        path = self.start.state / "volumes.json" if self.start.state is not None else None
+        self._kept = load(path) if path is not None else {}
+        self._keeper = statefile.Keeper(path, VERSION, lambda: encode(self._kept))
 
     def close(self) -> None:
         """End the threads, and keep what they know."""
@@ -299,9 +300,10 @@ class Volumes:
             if (newest := feed.to_keep()) is not None:
                 is_small = newest.names is None or len(newest.names) <= NAMES_KEPT
                 kept[path] = newest if is_small else newest._replace(names=None)
-        if self._state is not None and kept != self._kept:
-            store(self._state, kept)
-        self._kept = kept
+        if kept != self._kept:
+            self._kept = kept
+            self._keeper.is_dirty = True
+        self._keeper.save_if_needed()
 
 
 def _groups(volumes: Iterable[Volume], points: Mapping[str, Mount]) -> Iterator[Yield]:
