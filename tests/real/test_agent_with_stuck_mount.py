@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.agent import Agent
+from tests.agent_process import running
 from tests.real.conftest import Make, StuckFs
 
 SCRAPES, EVERY = 12, 5.0
@@ -31,34 +31,30 @@ def test_12_of_12_scrapes_answer_while_a_mount_hangs_and_its_numbers_return(
     filesystem: Make, stuckfs: StuckFs, tmp_path: Path
 ) -> None:
     fine = filesystem("ext4")
-    agent = Agent(tmp_path)
-    try:
-        while value(agent.scrape(EVERY), "ullage_filesystem_files", stuckfs.mount) != 100:
-            time.sleep(0.1)
-        complete = series_of(agent.scrape(EVERY), tmp_path)
+    with running(tmp_path) as agent:
+        page = agent.until(lambda page: value(page, "ullage_filesystem_files", stuckfs.mount) == 100, "the mount")
+        complete = series_of(page, tmp_path)
         stuckfs.hang()
-        while value(agent.scrape(EVERY), "ullage_filesystem_stuck", stuckfs.mount) != 1:
-            time.sleep(0.5)
-        threads, descriptors, _ = agent.footprint()
+        agent.until(lambda page: value(page, "ullage_filesystem_stuck", stuckfs.mount) == 1, "a stuck mount")
+        before = agent.footprint()
         (fine / "first").touch()
         seen = set()
         for number in range(SCRAPES):
-            text = agent.scrape(EVERY)
+            text = agent.scrape()
             assert value(text, "ullage_filesystem_stuck", stuckfs.mount) == 1
             assert value(text, "ullage_filesystem_files", stuckfs.mount) is None
             missing = {each for each in complete - series_of(text, tmp_path) if f'"{stuckfs.mount}"' not in each}
             assert missing == set(), number
-            assert str(fine) in agent.get("/", EVERY)
-            assert str(fine) in agent.get("/api/v1/status", EVERY)
+            assert str(fine) in agent.fetch("/").decode()
+            assert str(fine) in agent.fetch("/api/v1/status").decode()
             seen.add(value(text, "ullage_filesystem_files_free", fine))
             (fine / str(number)).touch()
             time.sleep(EVERY)
         assert len(seen) > 3, "the other mounts are fresh"
         after = agent.footprint()
-        assert (after[0], abs(after[1] - descriptors)) <= (threads, 4)  # a helper that just starts has its pipes
-        assert after[2] <= 1
+        assert after.threads <= before.threads + 1, (before, after)  # a helper that just starts
+        assert abs(after.descriptors - before.descriptors) <= 8, (before, after)  # has its pipes, on both sides
+        assert after.processes <= 2, after
         stuckfs.wake()
-        while value(agent.scrape(EVERY), "ullage_filesystem_files", stuckfs.mount) != 100:
-            time.sleep(0.5)
-    finally:
-        agent.close()
+        agent.until(lambda page: value(page, "ullage_filesystem_files", stuckfs.mount) == 100, "its numbers again")
+        agent.stop()

@@ -23,9 +23,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from agent.metric import label
+from tests.agent_process import Agent, running
 from tests.bench.measure import free_port
 from tests.e2e.stack import Program, fetch, until
-from tests.real.agent import Agent, agent
 from tests.real.cgroups import cgroup, memory_root
 from tests.real.conftest import run
 from tests.real.dockerd import Dockerd, dockerd
@@ -112,7 +112,7 @@ def evil(place: Path, docker: Dockerd, mounts: list[bytes], pods: list[str]) -> 
     (place / "state/io.containerd.runtime.v2.task/evil" / TASK).mkdir(parents=True)
     flags = [f"--runtime.docker.socket={docker.socket}", f"--runtime.docker.root={docker.root}"]
     flags.append(f"--runtime.containerd.state={place / 'state'}")
-    with cgroup(root / "evil" / TASK), agent(place, *flags, "--log.level=debug") as started:
+    with cgroup(root / "evil" / TASK), running(place, *flags, "--log.level=debug") as started:
         made = Evil(place, flags, {label(point) for point in mounts}, {label(pod) for pod in pods}, started)
         until(lambda: made.pods <= values(parse_text(started.scrape()), "pod"), "the pods are known")
         yield made
@@ -145,12 +145,12 @@ class Page(HTMLParser):
 
 
 def test_hostile_names_stay_what_they_are(evil: Evil) -> None:
-    running = evil.agent
+    started = evil.agent
     openmetrics = "application/openmetrics-text; version=1.0.0"
     forms = {
-        "text": parse_text(running.scrape()),
-        "gzip": parse_text(gzip.decompress(running.fetch("/metrics", Accept_Encoding="gzip")).decode()),
-        "openmetrics": parse_openmetrics(running.fetch("/metrics", Accept=openmetrics).decode()),
+        "text": parse_text(started.scrape()),
+        "gzip": parse_text(gzip.decompress(started.fetch("/metrics", Accept_Encoding="gzip")).decode()),
+        "openmetrics": parse_openmetrics(started.fetch("/metrics", Accept=openmetrics).decode()),
     }
     for form, families in forms.items():
         told = list(families)
@@ -158,11 +158,11 @@ def test_hostile_names_stay_what_they_are(evil: Evil) -> None:
         assert values(told, "pod") >= evil.pods, form
         assert values(told, "container") >= {*evil.pods, label(TASK)}, form
 
-    assert json.loads(running.fetch("/api/v1/status"))["collectors"]
-    page = Page(running.fetch("/").decode())
+    assert json.loads(started.fetch("/api/v1/status"))["collectors"]
+    page = Page(started.fetch("/").decode())
     assert not {"script", "img", "iframe"} & page.tags
 
-    log = running.log.read_text()
+    log = evil.agent.log
     assert [line for line in log.split("\n")[:-1] if not (line.startswith("timestamp=") and line.isprintable())] == []
     command = [sys.executable, "-m", "agent", "doctor", "--seconds=1", *evil.flags]
     done = subprocess.run(command, check=False, capture_output=True, timeout=120)

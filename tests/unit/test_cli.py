@@ -5,16 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,66 +18,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from agent import __version__
+from tests.agent_process import children, running
 from tests.unit.test_contract import KNOWN_TO_PROMTOOL
 
 WAIT = 60.0
-URL = re.compile(r"url=(https?://\S+)")
 
 
 def ullage(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "agent", *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
-
-
-class Agent:
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        self.process = process
-        self._log = log
-        self.url = ""
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def wait_for_log(self, text: str, times: int = 1) -> None:
-        end = time.monotonic() + WAIT
-        while self.log.count(text) < times:
-            assert time.monotonic() < end, f"{text!r} not in log:\n{self.log}"
-            assert self.process.poll() is None, self.log
-            time.sleep(0.02)
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
-        request = urllib.request.Request(self.url + path, method=method, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def wait_until_ready(self) -> None:
-        end = time.monotonic() + WAIT
-        while self.get("/-/ready")[0] != 200:
-            assert time.monotonic() < end, self.log
-            time.sleep(0.02)
-
-
-@contextmanager
-def running(tmp_path: Path, *arguments: str) -> Iterator[Agent]:
-    log = tmp_path / "agent.log"
-    flags = ["--web.listen-address=127.0.0.1:0", f"--path.state={tmp_path / 'state'}"]
-    with open(log, "w") as stderr:
-        command = [sys.executable, "-m", "agent", "run", *flags, *arguments]
-        process = subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL, text=True)
-    agent = Agent(process, log)
-    try:
-        agent.wait_for_log("url=")
-        match = URL.search(agent.log)
-        assert match is not None
-        agent.url = match[1].rstrip("/")
-        yield agent
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_version() -> None:
@@ -218,11 +163,11 @@ def test_a_stop_is_clean_and_leaves_no_process(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with running(tmp_path) as agent:
             agent.wait_until_ready()
-            children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
+            helpers = children(agent.process.pid)
             agent.process.send_signal(number)
             assert agent.process.wait(WAIT) == 0
             assert "event=stopping" in agent.log
-            assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+            assert not [pid for pid in helpers if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_storm_of_signals_does_not_hang_it(tmp_path: Path) -> None:
@@ -236,11 +181,11 @@ def test_a_storm_of_signals_does_not_hang_it(tmp_path: Path) -> None:
 def test_a_kill_leaves_no_process_either(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
         agent.wait_until_ready()
-        children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
+        helpers = children(agent.process.pid)
         agent.process.kill()
         agent.process.wait()
         end = time.monotonic() + WAIT
-        while [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        while [pid for pid in helpers if Path(f"/proc/{pid}").exists()]:
             assert time.monotonic() < end
             time.sleep(0.02)
 

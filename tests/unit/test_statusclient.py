@@ -18,8 +18,9 @@ import pytest
 
 from agent.errors import ConfigError, Stuck, UllageError
 from agent.statusclient import LIMIT, Trust, fetch
+from tests.agent_process import Agent, running
 from tests.certificates import Authority
-from tests.unit.test_cli import Agent, running, ullage
+from tests.unit.test_cli import ullage
 
 Talk = Callable[[socket.socket], None]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
