@@ -24,9 +24,9 @@ def memory_root() -> Path | None:
 
 
 class Cgroup:
-    """A memory cgroup below others that it makes where they are missing; removed by its own path."""
+    """A cgroup below others that it makes where they are missing; removed by its own path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, controller: str) -> None:
         self.path = path
         self._made: list[Path] = []
         for each in [*reversed(path.parents), path]:
@@ -34,7 +34,7 @@ class Cgroup:
                 # on version 2 a controller must be handed down level by level
                 control = each.parent / "cgroup.subtree_control"
                 if control.exists():
-                    control.write_text("+memory")
+                    control.write_text(f"+{controller}")
                 each.mkdir()
                 self._made.append(each)
 
@@ -50,9 +50,9 @@ class Cgroup:
 
 
 @contextlib.contextmanager
-def cgroup(path: Path) -> Iterator[Cgroup]:
-    """Have a cgroup for the time of a block."""
-    made = Cgroup(path)
+def cgroup(path: Path, controller: str = "memory") -> Iterator[Cgroup]:
+    """Have a cgroup for the time of a block, in a hierarchy with this controller."""
+    made = Cgroup(path, controller)
     try:
         yield made
     finally:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import signal
 import subprocess
 import tarfile
 import time
@@ -80,9 +81,32 @@ class Containerd:
         self._tasks.append(name)
         self.ctr("run", "--detach", "--snapshotter", snapshotter, reference, name, "/bin/sh", "-c", script)
 
+    def quit(self) -> None:
+        """End the daemon alone, as a restart of its service does; `start` begins it anew."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(WAIT)
+
+    def kill(self) -> None:
+        """End the daemon in the middle of all it does; `start` begins it anew."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(WAIT)
+
+    def hang(self) -> None:
+        """Have the daemon answer nothing until `wake`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Have the daemon go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End all containers, the daemon, and what they left mounted."""
         assert self._process is not None
+        self.wake()
         for name in self._tasks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._ctr("task", "rm", "--force", name)
