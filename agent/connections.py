@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -223,6 +224,36 @@ class Slots:
         held = Counter(connection.peer for connection in self._open)
         waiting = [rival for rival in rivals if rival.may_give_way(now)]
         return min(waiting, key=lambda rival: (-held[rival.peer], rival.since), default=None)
+
+
+class Spares:
+    """Descriptors held for clients: where collectors have taken all others, one is given for a connection."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._held: list[int] = []
+        self._lock = threading.Lock()
+        self.refill()
+
+    def refill(self) -> None:
+        """Hold as many as wanted again, as far as they are to be had."""
+        with self._lock, contextlib.suppress(OSError):
+            while len(self._held) < self._count:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def give(self) -> bool:
+        """Give one up; False when none is left."""
+        with self._lock:
+            if self._held:
+                os.close(self._held.pop())
+                return True
+            return False
+
+    def close(self) -> None:
+        """Give up all, for good."""
+        self._count = 0
+        while self.give():
+            pass
 
 
 def peer_of(address: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
 import io
 import re
 import socket
@@ -24,7 +25,7 @@ import msgspec
 import structlog
 
 from agent import statuspage
-from agent.connections import Connection, HeadTooLarge, Slots
+from agent.connections import Connection, HeadTooLarge, Slots, Spares
 from agent.errors import ConfigError, StartError
 from agent.negotiation import CONTENT_TYPES, accepts_gzip, choose_form
 from agent.status import Status
@@ -34,6 +35,7 @@ BACKLOG = 512  # what the kernel holds while a burst of clients is let in; it ta
 SEND_WITHIN = 30.0
 STOP_WITHIN = 0.5
 PAUSE = 0.1  # seconds before accept is tried again when the process has no descriptor left
+SPARES = 8  # descriptors for clients when collectors have taken all others
 
 _TEXT = "text/plain; charset=utf-8"
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]*\]|[^\[\]:]*):(?P<port>\d{1,5})")
@@ -130,6 +132,7 @@ class Server:
         self._log = structlog.get_logger() if log is None else log
         self._is_stopping = False
         self._host, self._listener = _listen(address)
+        self._spares = Spares(SPARES)
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name="web", daemon=True)
         self._routes: dict[str, tuple[tuple[str, ...], Callable[[Request], Answer]]] = {
@@ -161,6 +164,7 @@ class Server:
             self._thread.join(STOP_WITHIN)
         self._listener.close()
         self._slots.clear(STOP_WITHIN)
+        self._spares.close()
 
     def use(self, web: WebConfig) -> None:
         """Take over new certificates, users and headers. Open connections end after their next answer."""
@@ -176,6 +180,8 @@ class Server:
             except OSError as error:
                 if self._is_stopping:
                     return
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._spares.give():
+                    continue
                 if not has_failed:
                     self._log.error("connections not accepted", error=error.strerror)
                 has_failed = True
@@ -209,6 +215,7 @@ class Server:
         finally:
             self._slots.leave(connection)
             connection.close()
+            self._spares.refill()
 
     def _converse(self, connection: Connection, web: WebConfig) -> None:
         """Answer requests until one side has enough."""

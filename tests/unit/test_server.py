@@ -21,7 +21,7 @@ import bcrypt
 import pytest
 
 from agent.errors import ConfigError, StartError
-from agent.server import Server
+from agent.server import SPARES, Server
 from agent.status import Agent, CollectorStatus, Status
 from agent.webconfig import WebConfig, load
 from tests.certificates import Authority
@@ -568,21 +568,38 @@ def test_slots_and_threads_are_given_back(serve: Serve) -> None:
     assert until(lambda: threading.active_count() <= before)
 
 
-def test_without_descriptors_the_server_waits_and_goes_on(log: Log, server: Server) -> None:
+def test_without_descriptors_clients_get_those_held_for_them_and_the_next_waits(log: Log, server: Server) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket() as sock:
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(socket.socket()) for _ in range(SPARES + 1)]
         lowest_free = os.dup(0)
         os.close(lowest_free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
         try:
-            sock.connect(("127.0.0.1", server.port))
+            for number, client in enumerate(clients):
+                client.settimeout(WAIT)
+                client.bind((f"127.0.1.{number + 1}", 0))
+                client.connect(("127.0.0.1", server.port))
+                client.sendall(GET)
+            for client in clients[:-1]:
+                assert client.recv(10) == b"HTTP/1.1 2"
             assert until(lambda: bool(log.errors))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        sock.sendall(GET)
-        assert sock.recv(10) == b"HTTP/1.1 2"
+        assert clients[-1].recv(10) == b"HTTP/1.1 2"
     assert log.errors == [("connections not accepted", {"error": "Too many open files"})]
     log.errors.clear()
+
+
+def test_descriptors_are_held_for_clients_again_when_they_are_gone(serve: Serve) -> None:
+    server = serve()
+    held = list(server._spares._held)
+    assert len(held) == SPARES
+    assert server._spares.give()
+    assert ask(server, "/metrics").status == 200
+    assert until(lambda: len(server._spares._held) == SPARES)
+    server.stop()
+    assert server._spares._held == []
 
 
 def test_without_threads_a_client_is_refused_and_the_server_goes_on(log: Log, server: Server) -> None:
