@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from agent import latches, sightings, statefile
 from agent.latches import Latches
 from agent.sightings import Sightings
-from collectors import layercount, qgroup, volume_events
+from collectors import kernel_counts, layercount, qgroup, volume_events
 from collectors.volume_events import Kept
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,17 @@ def of_volumes() -> Mapping[str, Any]:
 KINDS: dict[str, Kind] = {
     "agent/latches.py": (latches._decode, of_latches()),
     "agent/sightings.py": (sightings._decode, of_sightings()),
+    "collectors/kernel_counts.py": (
+        kernel_counts._decode,
+        {
+            "boot": "0b5f7c2e-62c8-4a39-8b0d-6b3a6a0f6f11",
+            "sequence": 812,
+            "ignored": 7,
+            "overruns": 0,
+            "events": [[["ext4", "error", "loop0"], 2, 1795473853, 811, "EXT4-fs error"]],
+            "killed": [[["default", "web", "nginx", "4f1e"], 1, 1795473853, 810, "Out of memory"]],
+        },
+    ),
     "collectors/layercount.py": (
         layercount._decode,
         {"stores": {"/var/lib/docker/overlay2": {"4f1e": [12, 1795473853, 9, 4096, 8, 0], "l": [7, 5, 1, None, 1, 0]}}},
