@@ -39,7 +39,7 @@ def deep_archive(name: str, layers: int) -> bytes:
     for number in range(layers - 1):
         layer = io.BytesIO()
         with tarfile.open(fileobj=layer, mode="w") as tar:
-            tar.addfile(tarfile.TarInfo(f"layer-{number}"))
+            tar.addfile(tarfile.TarInfo(f"{name}-{number}"))
         contents.append(layer.getvalue())
     ids = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in contents]
     config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": ids}}
