@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from agent import log
 from tests.bench import (
+    agent,
     cgroups,
     filesystem,
     kernellog,
@@ -27,6 +29,7 @@ ALL = {
     "kernellog": kernellog.run,
     "processes": processes.run,
     "memory": memory.run,
+    "agent": agent.run,
 }
 
 
@@ -38,9 +41,11 @@ def main(names: list[str]) -> int:
     log.configure("error")
     is_good = True
     for name in names or ALL:
+        began = time.monotonic()
         for result in ALL[name]():
             print(result, flush=True)
             is_good &= result.verdict == "met"
+        print(f"-- {name} took {time.monotonic() - began:.0f} s", flush=True)
     return 0 if is_good else 1
 
 

@@ -44,7 +44,7 @@ def cgroups(root: Path, count: int) -> Iterator[list[Path]]:
         return path
 
     try:
-        kubepods = make(make(root / f"ullage-bench-{os.getpid()}-{count}") / "kubepods")
+        kubepods = make(make(root / f"ullage-bench-{os.getpid()}-{uuid.uuid4()}") / "kubepods")
         containers = []
         for _ in range(count // IN_POD):
             pod = make(kubepods / f"pod{uuid.uuid4()}")

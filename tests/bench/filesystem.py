@@ -26,16 +26,16 @@ RUNS = 30
 
 
 @contextlib.contextmanager
-def mounts(root: Path) -> Iterator[None]:
-    """Have 200 more tmpfs mounts for the time of a block."""
-    points = [str(root / f"mount-{number}") for number in range(MOUNTS)]
+def mounts(root: Path, count: int = MOUNTS) -> Iterator[list[str]]:
+    """Have so many more tmpfs mounts for the time of a block."""
+    points = [str(root / f"mount-{number}") for number in range(count)]
     made = []
     try:
         for point in points:
             os.makedirs(point, exist_ok=True)
             subprocess.run(["mount", "-i", "-t", "tmpfs", "-o", "size=64k", "bench", point], check=True)
             made.append(point)
-        yield
+        yield made
     finally:
         if made:
             subprocess.run(["umount", "-l", *made], check=True)

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from agent.host import Host
@@ -40,13 +40,13 @@ def filesystem(directory: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def fill(store: Path) -> None:
-    """Make the layers: directories with eight others in them, and files in all."""
+def fill(layers: Iterable[str]) -> None:
+    """Make what is in these of the layers: directories with eight others in them, and files in all."""
     in_each = DIRECTORIES // LAYERS
     files, owed = (INODES - DIRECTORIES) / DIRECTORIES, 0.0
-    for number in range(LAYERS):
-        directories = [f"{store}/{number:04}/diff"]
-        os.makedirs(directories[0])
+    for layer in layers:
+        directories = [layer]
+        os.makedirs(layer, exist_ok=True)
         for place in range(in_each - 2):
             directories.append(f"{directories[place // 8]}/d{place:03}")
             os.mkdir(directories[-1])
@@ -204,7 +204,7 @@ def run() -> Iterator[Result]:
         return
     with tempfile.TemporaryDirectory() as directory, filesystem(Path(directory)) as mount:
         store = mount / "store"
-        fill(store)
+        fill(f"{store}/{number:04}/diff" for number in range(LAYERS))
         du = Du(store)
         yield from first(store, du)
         yield from steady(store, du)
