@@ -36,7 +36,7 @@ WHOLE_WINDOW = 120.0
 COUNTED_WITHIN = 300.0
 SCRAPES = 200
 SWEEPS = 20
-TOP = 450  # containers with series of their own: 20,000 samples in all
+TOP = 450  # containers with series of their own; 200 are the default
 CONFIG = f"collectors: {{pagecache: {{top: {TOP}}}}}\n"
 STEPS = ((1, WINDOW), (1, WINDOW), (2, WHOLE_WINDOW))  # quarters of the node, and how long they are looked at
 
