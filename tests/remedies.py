@@ -13,6 +13,14 @@ REAL, VM = "tests/real", "tests/vm/guest"
 WORD_BY_WORD: Mapping[str, str] = {
     "filesystem-shut-down": f"{REAL}/test_kernellog.py::test_an_xfs_shutdown_and_its_remedy",
     "drive-errors": f"{REAL}/test_kernellog.py::test_reads_of_a_drive_that_fail",
+    "inotify-near-limit": f"{REAL}/test_inotify.py::test_the_remedy_of_a_limit_that_is_near_raises_it",
+    "hot-reload-dead": (
+        f"{REAL}/test_inotify.py::test_a_file_that_was_replaced_under_a_container_is_told_until_the_remedy_is_run"
+    ),
+    "deleted-files-held": (
+        f"{REAL}/test_openfiles.py::"
+        "test_a_deleted_file_of_64_mib_is_the_containers_that_holds_it_until_the_remedy_is_run"
+    ),
     "orphan-layers": f"{REAL}/test_layers.py::test_an_orphan_of_a_killed_import_is_found_and_its_remedy_removes_it",
     "layer-import-interrupted": (
         f"{REAL}/test_layers.py::test_an_orphan_of_a_killed_import_is_found_and_its_remedy_removes_it"
@@ -58,6 +66,7 @@ BY_HAND: Mapping[str, str] = {
 
 NOT_TRIED: Mapping[str, str] = {
     "filesystem-errors": "e2fsck is tried for filesystem-shut-down; a btrfs check shows, and mends nothing",
+    "inotify-blind-watch": "another program's setting, or another filesystem for its files",
     "drop-caches-process": "it looks for a job of the node's own, which is another on each",
     "drop-caches-in-use": "it looks for a job of the node's own, which is another on each",
     "page-cache-pollution": "drop_caches and a smaller limit would take from all that runs on the machine",
