@@ -19,6 +19,7 @@ from agent.errors import Failed, HostError, Malformed, Stuck, Vanished, from_os
 from agent.files import open_regular
 
 READ_LIMIT = 64 * 1024 * 1024
+_MODE = 0o177777  # the bits of st_mode
 FILE_LIMIT = 16 * 1024 * 1024  # of what a runtime or a person writes: decoded it takes many times as much
 _KERNELS = ("proc", "sys", "dev")  # what has a place of its own
 _NUMBER = 64  # bytes, more than any number has
@@ -360,8 +361,7 @@ class Host:
         """Return what stat(2) says of each path, in order, without ever hanging on one."""
         real = tuple(map(self.real, paths))
         points = Points(real, tuple(b"i" + os.fsencode(path) for path in real))
-        count = len(Inode._fields)
-        return [Inode._make(each[1 : 1 + count]) if isinstance(each, Space) else each for each in self.measure(points)]
+        return [_inode(each) if isinstance(each, Space) else each for each in self.measure(points)]
 
     def ioctl(
         self, path: str, number: int, buffer: bytes, subject: str = "", pointers: Mapping[int, int] | None = None
@@ -403,6 +403,11 @@ class Host:
             yield
         except HostError as error:
             self.skip(error)
+
+
+def _inode(answer: Space) -> Inode:
+    mode, *others = answer[1 : 1 + len(Inode._fields)]
+    return Inode(mode & _MODE, *others)  # a strange answer must not be a strange error somewhere else
 
 
 def _is_kernels(path: str) -> bool:
