@@ -256,11 +256,13 @@ class WriteAmplification:
 
         A process takes over what its children have written when it waits for their end. So a container is judged as a
         whole, and parents are read before their children: else what a child wrote could count twice. What nobody
-        takes over is lost, and lowers the whole: then nothing is added.
+        takes over is lost, and lowers the whole: then nothing is added. A child that ends between the two looks is in
+        neither: the whole is lower for this once.
         """
         is_first = not self._owners
         owners: dict[tuple[str, int], LabelSet] = {}
         sums: dict[LabelSet, int] = {}
+        ended: set[LabelSet | None] = set()
         paths = []
         for born, pid, is_zombie in sorted(_processes(host)):
             try:
@@ -273,7 +275,8 @@ class WriteAmplification:
                 if owner is None:
                     continue
                 written = blockstat.parse_io(host.read_start(f"proc/{pid}/io", WHOLE))
-            except Vanished:  # it has ended meanwhile
+            except Vanished:
+                ended.add(self._owners.get((pid, born)))
                 continue
             except Denied as error:  # of all processes alike: told once, not once for each
                 host.skip(Denied("proc/PID/io", error.detail))
@@ -288,6 +291,7 @@ class WriteAmplification:
             before = self._sums.get(owner, total if is_first else 0)
             self._written[owner] = self._written.get(owner, 0) + max(0, total - before)
             yield PROCESSES(self._written[owner], *owner)
+        sums |= {owner: max(sums[owner], self._sums.get(owner, 0)) for owner in sums.keys() & ended}
         self._owners, self._sums = owners, sums
         self._written = {owner: self._written[owner] for owner in sums}
 

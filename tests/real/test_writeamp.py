@@ -135,8 +135,10 @@ def test_what_a_containers_processes_write_is_their_containers(filesystem: Make,
     need("dockerd", "docker", "busybox")
     with tempfile.TemporaryDirectory() as short, dockerd(Path(short), root=filesystem("ext4", size=300)) as docker:
         docker.import_image("busybox")
-        script = "while [ ! -e /go ]; do sleep 0.1; done; dd if=/dev/zero of=/file bs=64k count=1024 conv=fsync; "
-        script += ": > /done; exec sleep 600"
+        script = (
+            "while [ ! -e /go ]; do sleep 0.1; done; i=0; while [ $i -lt 8 ]; do i=$((i + 1)); "
+            "dd if=/dev/zero of=/file$i bs=64k count=128 conv=fsync; sleep 1; done; : > /done; exec sleep 600"
+        )
         writer, idler = docker.run("writer", script), docker.run("idler", "exec sleep 600")
         node = Node(runtimes=Runtimes(docker_roots=(str(docker.root),)))
         node.read()
