@@ -17,7 +17,7 @@ from agent.errors import ConfigError
 from agent.yamlfile import explained
 
 LIMIT = 4 << 20  # bytes of a file: an object in a cluster has 1.5 MiB at most
-NODES_MOST = 200_000  # with what aliases repeat
+NODES_MOST = 20_000  # with what aliases repeat
 Kind = Literal["mapping", "list", "text", "boolean", "number", "nothing"]
 
 _KINDS: dict[str, Kind] = {"bool": "boolean", "int": "number", "float": "number", "null": "nothing"}
