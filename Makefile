@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: run test check unit format fuzz bench bench-vm soak demo generate golden lock build image clean help
+.PHONY: run test check unit format fuzz faults bench bench-vm soak demo generate golden lock build image clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: $(VENV)/dev ## measure against others, as ratios of CPU time within one r
 
 bench-vm: $(VENV)/dev ## the sweep of cgroups, on cgroup v2 in the lab's virtual machine
 	$(BIN)/python -m tests.vm.bench cgroups
+
+faults: $(VENV)/dev ## inject faults into the whole agent, for real; needs root, and the machine alone
+	$(BIN)/python -m pytest tests/faults tests/soak $(ARGS)
 
 soak: $(VENV)/dev ## run the agent for half an hour among all that comes and goes: ARGS="--minutes 5"; needs root
 	$(BIN)/python -m tests.soak $(ARGS)
