@@ -87,7 +87,7 @@ def test_lvms_metadata_goes_through_all_tiers_until_it_is_read_only(node: Node) 
         assert dict(zip(names, node.values("device_mapped_bytes", name), strict=True))["vg-t0"] == 800 * MIB
 
 
-@pytest.mark.vm(deadline=60)
+@pytest.mark.vm(deadline=180)
 def test_lvms_own_threshold_is_told(node: Node) -> None:
     with lvm_pool("thin_pool_autoextend_threshold=70 thin_pool_autoextend_percent=30") as name:
         node.run()
@@ -101,7 +101,7 @@ def test_lvms_own_threshold_is_told(node: Node) -> None:
 
 
 @pytest.mark.usefixtures("no_space_timeout")
-@pytest.mark.vm(deadline=120)
+@pytest.mark.vm(deadline=300)
 def test_full_data_shows_at_once_and_again_when_writes_fail(node: Node) -> None:
     with pool("full", data_mib=64) as made:
         levels = []
@@ -142,7 +142,7 @@ def test_a_burst_ends_in_needs_check_below_full(node: Node) -> None:
         assert node.value("pool_metadata_used_bytes", made.name) < node.value("pool_metadata_size_bytes", made.name)
 
 
-@pytest.mark.vm(deadline=60)
+@pytest.mark.vm(deadline=180)
 def test_a_pool_whose_metadata_fails_shows_it_in_the_next_round(node: Node) -> None:
     with pool("failing", data_mib=64) as made, contextlib.ExitStack() as stack:
         write(made.thin, 0, 8 * MIB)
@@ -156,7 +156,7 @@ def test_a_pool_whose_metadata_fails_shows_it_in_the_next_round(node: Node) -> N
         assert node.values("pool_metadata_used_bytes", made.name) == []
 
 
-@pytest.mark.vm(deadline=60)
+@pytest.mark.vm(deadline=180)
 def test_a_held_root_is_told(node: Node) -> None:
     with pool("held", data_mib=64) as made:
         made.message("reserve_metadata_snap")
@@ -177,7 +177,7 @@ def hanging() -> int:
     return found
 
 
-@pytest.mark.vm(deadline=120)
+@pytest.mark.vm(deadline=300)
 def test_a_pool_that_hangs_is_named_and_leaves_the_other_fresh(node: Node) -> None:
     with pool("well", data_mib=64, at_mib=512) as well, pool("hangs", data_mib=64) as made:
         write(made.thin, 0, 8 * MIB)
@@ -220,7 +220,7 @@ def superblock(name: str) -> bytes:
         return file.read(4096)
 
 
-@pytest.mark.vm(deadline=120)
+@pytest.mark.vm(deadline=300)
 def test_a_thousand_readings_commit_nothing(node: Node) -> None:
     with pool("quiet", data_mib=64) as made:
         write(made.thin, 0, 8 * MIB)
@@ -236,7 +236,7 @@ def test_a_thousand_readings_commit_nothing(node: Node) -> None:
         assert written("quiet-meta") > before[0]
 
 
-@pytest.mark.vm(deadline=60)
+@pytest.mark.vm(deadline=180)
 def test_requests_in_flight_are_counted_by_part(node: Node) -> None:
     with pool("busy", data_mib=64) as made:
         run("dmsetup", "suspend", "--nolockfs", "busy-data")
@@ -265,7 +265,7 @@ def test_requests_in_flight_are_counted_by_part(node: Node) -> None:
             run("dmsetup", "resume", "busy-data")
 
 
-@pytest.mark.vm(deadline=60)
+@pytest.mark.vm(deadline=180)
 def test_a_pool_that_comes_is_seen_long_before_the_interval_ends() -> None:
     pages = Pages()
 
