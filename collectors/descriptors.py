@@ -38,6 +38,12 @@ WANTS = (
 Column = Mapping[LabelSet, int]
 
 
+def check(cpu_budget: float, top: int) -> None:
+    """Refuse, by a ValueError, settings of the pass that make no sense."""
+    if not 0 < cpu_budget <= 1 or top < 1:
+        raise ValueError("a cpu_budget over 0 and at most 1 (of one core), and a top of 1 or more")
+
+
 class About(NamedTuple):
     """What a collector tells of the pass."""
 

@@ -28,7 +28,7 @@ from agent.metric import Metric, label
 from agent.namespaces import INITIAL
 from agent.ranking import biggest
 from agent.watermark import Tier, Watermark
-from collectors.descriptors import HOST, WANTS, View, about
+from collectors.descriptors import HOST, WANTS, View, about, check
 from collectors.processes import Reading
 from collectors.readers import procfs
 
@@ -100,7 +100,7 @@ DEAD = Finding(
     "since: the container has the old one, and is told of no change.",
     "{restart}   # to see new files at once, mount the directory that the file is in instead",
 )
-NEAR_RAISE, NEAR_CLEAR = 0.80, 0.70
+NEAR_RAISE, NEAR_CLEAR = TIERS[0].raise_at, TIERS[0].clear_at
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,8 +111,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
-        if not 0 < self.cpu_budget <= 1 or self.top < 1:
-            raise ValueError("a cpu_budget over 0 and at most 1 (of one core), and a top of 1 or more")
+        check(self.cpu_budget, self.top)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import LabelSet, Metric, Sample, label
 from agent.units import Size
-from collectors.descriptors import HOST, WANTS, View, about
+from collectors.descriptors import HOST, WANTS, View, about, check
 from collectors.processes import Held, Reading
 
 FILE_NR = "proc/sys/fs/file-nr"
@@ -61,8 +61,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
-        if not 0 < self.cpu_budget <= 1 or self.top < 1:
-            raise ValueError("a cpu_budget over 0 and at most 1 (of one core), and a top of 1 or more")
+        check(self.cpu_budget, self.top)
 
 
 @dataclass(slots=True)
