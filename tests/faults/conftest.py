@@ -10,9 +10,9 @@ import pytest
 
 from collectors import ALL
 from tests.agent_process import Agent, series
-from tests.real.conftest import filesystem, need, stack
+from tests.real.conftest import docker, filesystem, need, stack
 
-__all__ = ["config", "directory", "filesystem", "need", "stack"]
+__all__ = ["config", "directory", "docker", "filesystem", "need", "stack"]
 
 PACE = 2  # seconds between the runs of every collector
 

@@ -13,7 +13,7 @@ from tests.agent_process import Agent, by_collector, running, series
 from tests.faults.conftest import Config, reload
 from tests.real.conftest import Make
 from tests.real.containerd import Containerd, containerd
-from tests.real.dockerd import Dockerd, dockerd
+from tests.real.dockerd import Dockerd
 from tests.scraper import scraped
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.slow]
@@ -50,14 +50,6 @@ def hung(runtime: Runtime) -> Iterator[None]:
 
 FAULTS = (stopped, killed, hung)
 Fault = Callable[[Runtime], contextlib.AbstractContextManager[None]]
-
-
-@pytest.fixture
-def docker(directory: Path, need: Callable[..., None]) -> Iterator[Dockerd]:
-    need("dockerd", "docker", "busybox")
-    with dockerd(directory) as made:
-        made.import_image("busybox")
-        yield made
 
 
 @contextlib.contextmanager

@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.real.dockerd import Dockerd, dockerd
 from tests.refusal import refuse
 
 Make = Callable[..., Path]
@@ -124,3 +126,18 @@ def make_stuckfs(tmp_path: Path, need: Callable[..., None], stack: contextlib.Ex
 def stuckfs(make_stuckfs: MakeStuck) -> StuckFs:
     """A mounted FUSE filesystem that can hang."""
     return make_stuckfs()
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    # a short path: a socket's may have 107 characters
+    with tempfile.TemporaryDirectory(prefix="ullage-docker-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def docker(directory: Path, need: Callable[..., None]) -> Iterator[Dockerd]:
+    need("dockerd", "docker", "busybox")
+    with dockerd(directory) as made:
+        made.import_image("busybox")
+        yield made

@@ -6,19 +6,17 @@ import contextlib
 import hashlib
 import io
 import json
-import signal
 import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.real.daemon import WAIT, Daemon
 from tests.real.dockerd import root_archive
 
-WAIT = 120.0  # seconds until a test gives up
 
-
-class Containerd:
+class Containerd(Daemon):
     """The daemon, and `ctr` against it."""
 
     def __init__(self, directory: Path, root: Path, plugins: str) -> None:
@@ -32,15 +30,14 @@ class Containerd:
             *("containerd", "--config", str(config), "--address", str(self._socket)),
             *("--root", str(self.root), "--state", str(self.state)),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
         self._tasks: list[str] = []
 
     def start(self) -> None:
         with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         end = time.monotonic() + WAIT
         while self._ctr("version").returncode:
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            assert self.process.poll() is None, self._log.read_text()[-3000:]
             assert time.monotonic() < end, self._log.read_text()[-3000:]
             time.sleep(0.1)
 
@@ -81,42 +78,14 @@ class Containerd:
         self._tasks.append(name)
         self.ctr("run", "--detach", "--snapshotter", snapshotter, reference, name, "/bin/sh", "-c", script)
 
-    def quit(self) -> None:
-        """End the daemon alone, as a restart of its service does; `start` begins it anew."""
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(WAIT)
-
-    def kill(self) -> None:
-        """End the daemon in the middle of all it does; `start` begins it anew."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(WAIT)
-
-    def hang(self) -> None:
-        """Have the daemon answer nothing until `wake`."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def wake(self) -> None:
-        """Have the daemon go on."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
     def stop(self) -> None:
         """End all containers, the daemon, and what they left mounted."""
-        assert self._process is not None
         self.wake()
         for name in self._tasks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._ctr("task", "rm", "--force", name)
                 self._ctr("container", "rm", name)
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.end()
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for mount in sorted((each for each in mounts if each.startswith(f"{self.state}/")), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)

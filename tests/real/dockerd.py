@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-WAIT = 120.0  # seconds until a test gives up
+from tests.real.daemon import WAIT, Daemon
 
 
 def root_archive() -> bytes:
@@ -56,7 +56,7 @@ def deep_archive(name: str, layers: int) -> bytes:
     return archive.getvalue()
 
 
-class Dockerd:
+class Dockerd(Daemon):
     """The daemon, and the docker command line against it."""
 
     def __init__(self, directory: Path, storage_driver: str, root: Path | None, options: Iterable[str]) -> None:
@@ -73,19 +73,18 @@ class Dockerd:
             *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
             *(f"--storage-opt={option}" for option in options),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with open(self._log, "ab") as log:
             # in a session of its own: a terminal's Ctrl-C is for who started us
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         end = time.monotonic() + WAIT
         while subprocess.run(
             ["docker", "-H", f"unix://{self.socket}", "info"], check=False, capture_output=True
         ).returncode:
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            assert self.process.poll() is None, self._log.read_text()[-3000:]
             assert time.monotonic() < end, self._log.read_text()[-3000:]
             time.sleep(0.1)
 
@@ -104,44 +103,20 @@ class Dockerd:
         """Start a container and return its id."""
         return self.docker("run", "--detach", "--network=none", "--name", name, "busybox", "/bin/sh", "-c", script)
 
-    def quit(self) -> None:
-        """End the daemon alone, as a restart of its service does; `start` begins it anew."""
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(WAIT)
-
     def kill(self) -> None:
         """End the daemon, and the containerd that goes with it, in the middle of all they do; `start` begins anew."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(WAIT)
+        super().kill()
         self._end_left()
         # where process 1 waits for nobody the containerd stays a zombie, which the next daemon takes for a running one
         (self._exec_root / "containerd/containerd.pid").unlink(missing_ok=True)
 
-    def hang(self) -> None:
-        """Have the daemon answer nothing until `wake`."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def wake(self) -> None:
-        """Have the daemon go on."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
     def stop(self) -> None:
         """End all containers, the daemon, and what they left mounted."""
-        assert self._process is not None
         self.wake()
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
             for container in self.docker("ps", "--all", "--quiet").split():
                 self.docker("rm", "--force", container)
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.end()
         self._end_left()
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for mount in sorted(

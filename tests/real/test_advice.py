@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.real.conftest import Make, run
-from tests.real.dockerd import WAIT, Dockerd, dockerd
+from tests.real.daemon import WAIT
+from tests.real.dockerd import Dockerd, dockerd
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.slow]
 

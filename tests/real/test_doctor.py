@@ -16,7 +16,8 @@ import pytest
 
 from collectors import ALL
 from tests.real.conftest import Make, run
-from tests.real.dockerd import WAIT, dockerd
+from tests.real.daemon import WAIT
+from tests.real.dockerd import dockerd
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 BAR_LINE = re.compile(r"  (?P<watermark>\w+) +[-#:|]{40} +(?P<percent>[\d.]+)%  (?:(?P<tier>\w+)  )?(?P<target>/.*)")

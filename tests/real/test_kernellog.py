@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from agent.containers import Runtimes
 from collectors import kernellog
 from collectors.readers import kmsg
 from tests.real.conftest import Make, run
-from tests.real.dockerd import Dockerd, dockerd
+from tests.real.dockerd import Dockerd
 from tests.real.kernellog import WAIT, Agent, Key, log_end
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -230,21 +229,6 @@ def test_a_storm_is_read_in_bounded_parts_and_what_is_lost_is_counted(log: int) 
 
 
 # -- containers --
-
-
-@pytest.fixture(scope="module")
-def directory() -> Iterator[Path]:
-    # a short path: a socket's may have 107 characters
-    with tempfile.TemporaryDirectory(prefix="ullage-docker-") as made:
-        yield Path(made)
-
-
-@pytest.fixture
-def docker(directory: Path, need: Callable[..., None]) -> Iterator[Dockerd]:
-    need("dockerd", "docker", "busybox")
-    with dockerd(directory) as made:
-        made.import_image("busybox")
-        yield made
 
 
 def runtimes_of(docker: Dockerd) -> Runtimes:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +15,10 @@ from agent.metric import Family
 from collectors.pagecache import PageCache, Settings
 from tests.real.cgroups import MIB
 from tests.real.conftest import run
-from tests.real.dockerd import Dockerd, dockerd
+from tests.real.dockerd import Dockerd
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.slow]
 INTERVAL = 15.0
-
-
-@pytest.fixture(scope="module")
-def directory() -> Iterator[Path]:
-    # a short path: a socket's may have 107 characters
-    with tempfile.TemporaryDirectory(prefix="ullage-docker-") as made:
-        yield Path(made)
-
-
-@pytest.fixture
-def docker(directory: Path, need: Callable[..., None]) -> Iterator[Dockerd]:
-    need("dockerd", "docker", "busybox")
-    with dockerd(directory) as made:
-        made.import_image("busybox")
-        yield made
 
 
 class Node:

@@ -25,7 +25,8 @@ from collectors.stored import BrokenLink, Layer, Scan, Store, Unknown
 from collectors.stores import find
 from tests.real.conftest import Make, run
 from tests.real.containerd import Containerd, containerd
-from tests.real.dockerd import WAIT, Dockerd, dockerd
+from tests.real.daemon import WAIT
+from tests.real.dockerd import Dockerd, dockerd
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 ARCHIVE = 96 << 20  # bytes: seconds of unpacking, where a test wants a daemon in the middle of it

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.latches import TOO_OLD, Latches
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -8,21 +8,14 @@ import pytest
 
 from agent.sightings import GONE, KEEP, Sighting, Sightings
 from agent.statefile import REFRESH
+from tests.clock import Clock
 
 A, B = ("orphan-layers", "/a"), ("orphan-layers", "/b")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_700_000_000.0)
 
 
 @pytest.fixture

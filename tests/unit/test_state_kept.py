@@ -15,6 +15,7 @@ from agent.latches import Latches
 from agent.sightings import Sightings
 from collectors import kernel_counts, layercount, qgroup, volume_events
 from collectors.volume_events import Kept
+from tests.clock import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 Kind = tuple[Callable[[Any], object], Mapping[str, Any]]
@@ -62,14 +63,6 @@ KINDS: dict[str, Kind] = {
     "collectors/qgroup.py": (qgroup._decode, {"had_quota": {"3f3f2e7c-8cb7-4c7e-9d5e-0a4e3b6f2f11": 1795473853.5}}),
     "collectors/volume_events.py": (volume_events._decode, of_volumes()),
 }
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
