@@ -17,7 +17,12 @@ run: $(VENV)/runtime ## install and start the agent on this node, without any co
 test: $(VENV)/dev ## install what the tests need (Debian packages when root) and run all of them
 	tests/install-packages.sh
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(SIDE_BY_SIDE) $(SECOND_TRY) $(ARGS)
+
+# the guest, and this machine: tests/conftest.py
+SIDE_BY_SIDE = -n 2 --no-loadscope-reorder
+# real daemons and an emulated machine, among other work: what failed once is told all the same
+SECOND_TRY = --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks $(addprefix --rerun-exclude-path=,tests/unit tests/fuzz)
 
 check: $(VENV)/dev lint unit ## lint, types, import arrows and unit tests; under a minute
 

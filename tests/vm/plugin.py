@@ -5,8 +5,8 @@ it for all of them; that one writes its reports, a JSON object a line, into the 
 them on in its own name, each test with a deadline (`@pytest.mark.vm(deadline=seconds)`). A test that hangs, or takes
 the guest down, fails with the guest's console; the next one gets a new machine.
 
-Tests marked `@pytest.mark.vm(zfs=True)` come last of all, in a machine of their own with ZFS: while the others run, its
-modules are built, if this user's cache does not have them.
+Tests marked `@pytest.mark.vm(zfs=True)` come last of all, in a machine of their own with ZFS: while those before them
+run, its modules are built, if this user's cache does not have them.
 
 Both sides load this module: `install` in a conftest's `pytest_configure`.
 """
@@ -163,7 +163,9 @@ class GuestRun:
                 report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
                 self._reports[message["nodeid"]].append(report)
             case "finished":
-                self._finished.add(message["nodeid"])
+                outcomes: list[str] = [report.outcome for report in self._reports[message["nodeid"]]]
+                if outcomes[-1:] != ["rerun"]:  # which is no end: the test gets a second try
+                    self._finished.add(message["nodeid"])
 
     def _ended_early(self, reply: Reply) -> GuestError:
         said = f"{reply['stdout']}\n{reply['stderr']}".strip()
@@ -246,17 +248,11 @@ class HostSide:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=_needs_zfs)
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if self._config.option.collectonly or not any(map(_needs_zfs, session.items)):
-            return
-        with suppress(Unavailable):  # the tests themselves will tell
-            check_host()
-            self._obtaining = Obtaining()
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if item.get_closest_marker(MARKER) is None:
             return None
+        self._begin_to_obtain(item.session)
         guests = self._guests_for(item)
         ours = [each for each in item.session.items if each.get_closest_marker(MARKER)]
         ours = [each for each in ours if self._guests_for(each) is guests]
@@ -275,6 +271,14 @@ class HostSide:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for seconds in [*self._plain.boots, *self._with_zfs.boots]:
             terminalreporter.write_line(f"lab: the machine booted in {seconds:.1f} s")
+
+    def _begin_to_obtain(self, session: pytest.Session) -> None:
+        # not at the collection: of several workers, each collects all tests, and one runs those of the guest
+        if self._obtaining or not any(map(_needs_zfs, session.items)):
+            return
+        with suppress(Unavailable):  # the tests themselves will tell
+            check_host()
+            self._obtaining = Obtaining()
 
     def _guests_for(self, item: pytest.Item) -> Guests:
         return self._with_zfs if _needs_zfs(item) else self._plain
@@ -309,6 +313,8 @@ def _pytest_arguments(config: pytest.Config, items: Iterable[pytest.Item]) -> li
         f"--rootdir={config.rootpath}",
         *([f"--config-file={config.inipath}"] if config.inipath else []),
         "--basetemp=/run/lab/tmp",
+        *("-p", "no:xdist"),
+        *([f"--reruns={reruns}"] if (reruns := config.getoption("--reruns", None)) else []),
         *("-p", "no:hypothesispytest"),  # its import alone takes 6 s of emulated CPU; @given works without it
         f"--tb={config.option.tbstyle}",
         f"--verbosity={config.option.verbose}",

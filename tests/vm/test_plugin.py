@@ -66,6 +66,13 @@ def test_takes_the_guest_down():
     Path("/proc/sysrq-trigger").write_text("c")
 
 @pytest.mark.vm
+def test_fails_at_first():
+    proof = Path("/run/failed-at-first")
+    if not proof.exists():
+        proof.touch()
+        raise AssertionError("said by the first try")
+
+@pytest.mark.vm
 @pytest.mark.parametrize("value", ["", "two words", "a::b", "[/]"])
 def test_comes_after(value):
     import subject
@@ -191,6 +198,14 @@ def test_coverage_of_the_guest_is_combined_on_the_host(outcome: Outcome) -> None
 @pytest.mark.usefixtures("outcome")
 def test_what_the_guest_writes_does_not_reach_the_host() -> None:
     assert not PROOF.exists()
+
+
+@pytest.mark.usefixtures("_lab")
+def test_a_second_try_counts_and_the_first_is_told(tmp_path: Path) -> None:
+    outcome = run_session(tmp_path, "-k", "test_fails_at_first", "--reruns=1", "--rerun-show-tracebacks")
+
+    assert outcome.tests["test_fails_at_first"][0] == "passed"
+    assert "said by the first try" in outcome.output
 
 
 def test_a_host_without_the_tools_skips_with_the_reason(tmp_path: Path) -> None:
