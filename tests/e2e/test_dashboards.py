@@ -23,7 +23,7 @@ from tests.e2e.stack import until
 from tests.generate import ROOT
 
 SECONDS = 45.0  # of filling and emptying
-PATIENCE = 30.0  # seconds
+PATIENCE = 120.0  # seconds
 # by dashboard and panel: the reason for which it has no data here
 EXCUSED: dict[tuple[str, str], str] = {
     ("fleet", "Full within two days, by the trend of an hour"): "a trend needs half an hour",

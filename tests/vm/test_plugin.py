@@ -110,7 +110,7 @@ def run_session(project: Path, *arguments: str, **env: str) -> Outcome:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     ).stdout
     tests = {}
     for case in ET.parse(project / "junit.xml").iter("testcase"):
