@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -52,7 +53,19 @@ def cgroups(root: Path, count: int) -> Iterator[list[Path]]:
         yield containers
     finally:
         for path in reversed(made):
-            path.rmdir()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a cgroup, also where a process that was killed has not quite left it."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return path.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
