@@ -20,8 +20,10 @@ from agent.files import open_regular
 
 READ_LIMIT = 64 * 1024 * 1024
 _MODE = 0o177777  # the bits of st_mode
+WHOLE = 1 << 16  # bytes, more than a file of one record has, as a process' stat: the kernel gives it in one read
 FILE_LIMIT = 16 * 1024 * 1024  # of what a runtime or a person writes: decoded it takes many times as much
 _KERNELS = ("proc", "sys", "dev")  # what has a place of its own
+_BELOW_KERNELS = tuple(f"{name}/" for name in _KERNELS)
 _NUMBER = 64  # bytes, more than any number has
 _LINKS = 40  # as the kernel's MAXSYMLINKS
 _DIGITS = 20  # of a u64
@@ -121,6 +123,7 @@ class Host:
         self.sysfs = sysfs.rstrip("/") or "/"
         self.rootfs = rootfs.rstrip("/")
         self.dev = dev.rstrip("/") or "/"
+        self._places = dict(zip(_KERNELS, (self.procfs, self.sysfs, self.dev), strict=True))
         self.prober = prober
         self.ioctls = ioctls
         self.commands = commands
@@ -141,13 +144,10 @@ class Host:
         if not path.isascii() or "\0" in path:
             _check(path)
         first, _, rest = path.lstrip("/").partition("/")
-        place = self._places().get(first)
+        place = self._places.get(first)
         if place is None:
             return f"{self.rootfs}/{path.lstrip('/')}"
         return f"{place}/{rest}" if rest else place
-
-    def _places(self) -> dict[str, str]:
-        return {"proc": self.procfs, "sys": self.sysfs, "dev": self.dev}
 
     def resolve(self, path: str, avoid: Collection[str] = ()) -> str:
         """Return the host's `path` with its symbolic links resolved in the host's root; absent tails stay.
@@ -271,8 +271,8 @@ class Host:
         except OSError as error:
             raise from_os(path, error) from error
 
-    def read_start(self, path: str, most: int) -> bytes:
-        """Return at most so many bytes of a file's beginning, see `open`."""
+    def read_start(self, path: str, most: int = WHOLE) -> bytes:
+        """Return at most so many bytes of a file's beginning by one read(2), see `open`."""
         descriptor = self.open(path)
         try:
             return os.read(descriptor, most)
@@ -319,7 +319,7 @@ class Host:
     def glob(self, pattern: str) -> list[str]:
         """Return the host's paths that match a shell pattern, sorted; what cannot be listed has no matches."""
         first, _, rest = pattern.lstrip("/").partition("/")
-        place = self._places().get(first)
+        place = self._places.get(first)
         if place is None:
             start, base, rest = "/", self.rootfs + "/", pattern.lstrip("/")
         else:
@@ -411,7 +411,7 @@ def _inode(answer: Space) -> Inode:
 
 
 def _is_kernels(path: str) -> bool:
-    return path.lstrip("/").partition("/")[0] in _KERNELS
+    return path.lstrip("/").startswith(_BELOW_KERNELS)
 
 
 def _check(path: str) -> None:

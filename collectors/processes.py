@@ -257,7 +257,7 @@ class _Pass:
     def _process(self, pid: str) -> Iterator[None]:
         group = ""
         try:
-            group = cgroup.parse_membership(self.host.read(f"proc/{pid}/cgroup"))
+            group = cgroup.parse_membership(self.host.read_start(f"proc/{pid}/cgroup"))
             yield from self._judge(pid, group)
             self.found.processes += 1
         except Vanished:
@@ -273,7 +273,7 @@ class _Pass:
     def _give_up(self, pid: str, group: str, reason: str) -> bool:
         """Have the numbers that this process belongs to be unknown, unless it has no descriptors anyway."""
         try:
-            status = self.host.read(f"proc/{pid}/status")
+            status = self.host.read_start(f"proc/{pid}/status")
         except Vanished:
             self.found.skipped["vanished"] += 1
             return False
@@ -295,7 +295,7 @@ class _Pass:
             raise _TooMany("descriptors")
         self._descriptors[group] += len(names)
         self.found.descriptors += len(names)
-        if not names and not procfs.has_memory(self.host.read(f"proc/{pid}/status")):
+        if not names and not procfs.has_memory(self.host.read_start(f"proc/{pid}/status")):
             raise _Passed("kernel")
         self.found.groups.add(group)
         instances: list[str] = []
@@ -355,7 +355,7 @@ class _Pass:
     # -- inotify --
 
     def _inotify(self, pid: str, group: str, names: Sequence[str], remote: Blind) -> Iterator[None]:
-        uid = procfs.parse_user(self.host.read(f"proc/{pid}/status"))
+        uid = procfs.parse_user(self.host.read_start(f"proc/{pid}/status"))
         userns = procfs.parse_namespace(self.host.link(f"proc/{pid}/ns/user"))
         if uid is None or userns is None:
             raise Malformed(f"proc/{pid}/status", "tells no user")
@@ -423,7 +423,7 @@ class _Pass:
         found: dict[_Mounted, list[tuple[str, str]]] = {}
         for name, link in files:
             try:
-                info = procfs.parse_fdinfo(self.host.read(f"proc/{pid}/fdinfo/{name}"))
+                info = procfs.parse_fdinfo(self.host.read_start(f"proc/{pid}/fdinfo/{name}"))
             except Vanished:
                 continue
             mounted = self._mounts.get(info.mount) if info is not None else None

@@ -37,7 +37,6 @@ from collectors.readers import ata, blockstat, cgroup, nvme, zfs
 
 PAGE = os.sysconf("SC_PAGESIZE")
 LAYERS = 8  # of devices on devices: a bound
-WHOLE = 1 << 16  # bytes, more than a process' stat, io and cgroup have, which the kernel gives in one read
 DRIVES = 1000  # that one node may have: a bound
 SMARTCTL = 10.0  # seconds
 BORN_AT, DIGITS = 19, 20  # of /proc/PID/stat behind the name: starttime; of a u64
@@ -266,7 +265,7 @@ class WriteAmplification:
         paths = []
         for born, pid, is_zombie in sorted(_processes(host)):
             try:
-                path = cgroup.parse_membership(host.read_start(f"proc/{pid}/cgroup", WHOLE))
+                path = cgroup.parse_membership(host.read_start(f"proc/{pid}/cgroup"))
                 paths.append(path)
                 found = self._containers.lookup(path)
                 owner = found.labels if found is not None and found.id else None
@@ -274,7 +273,7 @@ class WriteAmplification:
                     owner = self._owners.get((pid, born))
                 if owner is None:
                     continue
-                written = blockstat.parse_io(host.read_start(f"proc/{pid}/io", WHOLE))
+                written = blockstat.parse_io(host.read_start(f"proc/{pid}/io"))
             except Vanished:
                 ended.add(self._owners.get((pid, born)))
                 continue
@@ -383,7 +382,7 @@ def _processes(host: Host) -> Iterator[tuple[int, str, bool]]:
     for pid in host.names("proc"):
         if pid.isdigit():
             with host.skipping(), contextlib.suppress(Vanished):
-                words = host.read_start(f"proc/{pid}/stat", WHOLE).rpartition(b")")[2].split()
+                words = host.read_start(f"proc/{pid}/stat").rpartition(b")")[2].split()
                 if len(words) > BORN_AT and words[BORN_AT].isdigit() and len(words[BORN_AT]) <= DIGITS:
                     yield int(words[BORN_AT]), pid, words[0] == b"Z"
 

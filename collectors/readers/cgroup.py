@@ -26,6 +26,9 @@ _OLD_REFAULT = {  # before Linux 5.9
 }
 _DIGITS = 20  # of a u64; a float cannot hold what has hundreds, nor int() read thousands
 _NUMBER = rb"\d{1,%d}" % _DIGITS
+# the paths of a process on version 1's memory controller, and on version 2; no name of a cgroup has a newline
+_MEMORY = re.compile(rb"^\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:(.*)$", re.MULTILINE)
+_UNIFIED = re.compile(rb"^\d+::(.*)$", re.MULTILINE)
 _PRESSURE = re.compile(rb"^(some|full) .*?\btotal=(%s)\b" % _NUMBER, re.MULTILINE)
 
 Row = tuple[int | None, ...]
@@ -100,13 +103,8 @@ def parse_membership(text: bytes) -> str:
 
     `0::/system.slice/docker.service`, or a line of each hierarchy of version 1: `4:memory:/docker/148c…`.
     """
-    paths = {}
-    for line in text.decode("utf-8", "surrogateescape").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        paths[controllers] = path
-    named = (path for controllers, path in paths.items() if "memory" in controllers.split(","))
-    return next(named, paths.get("", "/"))
+    found = _MEMORY.search(text) or _UNIFIED.search(text)
+    return found[1].decode("utf-8", "surrogateescape") if found is not None else "/"
 
 
 def _is_number(word: bytes) -> bool:

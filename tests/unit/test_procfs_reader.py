@@ -96,4 +96,6 @@ def test_a_namespace_is_its_number() -> None:
 def test_a_process_is_in_the_memory_controllers_cgroup_or_in_that_of_version_2() -> None:
     assert parse_membership(b"0::/system.slice/docker.service\n") == "/system.slice/docker.service"
     assert parse_membership(b"5:cpu:/a\n4:memory,x:/docker/1:2\n0::/b\n") == "/docker/1:2"
+    assert parse_membership(b"5:name=memory:/a\n4:memory_x:/b\n3:x,memory:/c\n") == "/c"
+    assert parse_membership(b"0::/a\r4:memory:/b\x85\x1c4:memory:/c\n") == "/a\r4:memory:/b\udc85\x1c4:memory:/c"
     assert parse_membership(b"") == "/"
