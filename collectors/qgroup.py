@@ -27,10 +27,10 @@ from agent import statefile
 from agent.collector import Collector, Fact, Start, Yield
 from agent.containers import LABELS as CONTAINER_LABELS
 from agent.containers import Containers
-from agent.errors import Malformed, Stuck, Unreachable, Vanished
+from agent.errors import HostError, Malformed, Stuck, Unreachable, Vanished
 from agent.finding import Finding, Found
 from agent.host import Host
-from agent.metric import LabelSet, Metric, label
+from agent.metric import LabelSet, Metric, Sample, label
 from agent.privileges import Want
 from agent.watermark import Prediction, Reading, Tier, Watermark, step
 from collectors.readers import btrfs
@@ -42,7 +42,7 @@ MIB, GIB = 1 << 20, 1 << 30
 STATE, KEEP_EVERY = "quota.json", 3600.0  # seconds between writes while nothing changes
 DISAPPEARED_FOR = 86_400.0  # seconds for which it is told: who meant it need not be told for ever
 NUMBERS = ("limit_flags", "referenced", "exclusive")
-NOTHING = btrfs.Quota({}, {}, set(), None)
+NOTHING = btrfs.Quota({}, set(), None)
 RESERVATIONS = ("rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc")
 
 # Metadata's room is what its block groups have free, the kernel's own reserve (global_rsv) left out, and what is
@@ -69,6 +69,7 @@ RESERVED = Metric(
     LABELS,
 )
 STALE = Metric("ullage_qgroup_stale", "A qgroup whose subvolume is gone (1).", LABELS)
+COLUMNS = (REFERENCED, EXCLUSIVE, REFERENCED_LIMIT, EXCLUSIVE_LIMIT, RESERVED, STALE)
 
 ENABLED = Metric("ullage_qgroups_enabled", "Whether quota is enabled on the btrfs.", ("uuid",))
 INCONSISTENT = Metric(
@@ -162,36 +163,42 @@ PRESSURE = Finding(
 )
 
 
-class _Row(NamedTuple):
-    """A qgroup. Usage is None while it is not known, limits and what is reserved where there are no limits."""
+class _Numbers(NamedTuple):
+    """Of a qgroup. Usage is None while it is not known, limits and what is reserved where there are no limits."""
 
-    uuid: str
-    qgroup: str
-    labels: LabelSet
     referenced: int | None
     exclusive: int | None
-    referenced_limit: int | None
-    exclusive_limit: int | None
-    reserved: int | None
-    is_stale: bool
+    referenced_limit: int | None = None
+    exclusive_limit: int | None = None
+    reserved: int | None = None
+    stale: int | None = None  # 1 if its subvolume is gone
 
     @property
     def is_limited(self) -> bool:
         return self.referenced_limit is not None or self.exclusive_limit is not None
 
-    def samples(self) -> Iterator[Yield]:
-        if self.referenced is not None:
-            yield REFERENCED(self.referenced, *self.labels)
-        if self.exclusive is not None:
-            yield EXCLUSIVE(self.exclusive, *self.labels)
-        if self.referenced_limit is not None:
-            yield REFERENCED_LIMIT(self.referenced_limit, *self.labels)
-        if self.exclusive_limit is not None:
-            yield EXCLUSIVE_LIMIT(self.exclusive_limit, *self.labels)
-        if self.reserved is not None:
-            yield RESERVED(self.reserved, *self.labels)
-        if self.is_stale:
-            yield STALE(1, *self.labels)
+
+class _Row(NamedTuple):
+    """A qgroup and what is told of it; the same object in the next run if nothing has changed, as of most."""
+
+    uuid: str
+    path: bytes | None
+    labels: LabelSet
+    numbers: _Numbers
+    samples: tuple[Sample, ...]
+
+    @property
+    def qgroup(self) -> str:
+        return self.labels[1]
+
+    def without_usage(self) -> _Row:
+        return _told(self.uuid, self.path, self.labels, self.numbers._replace(referenced=None, exclusive=None))
+
+
+def _told(uuid: str, path: bytes | None, labels: LabelSet, numbers: _Numbers) -> _Row:
+    columns = zip(COLUMNS, numbers, strict=True)
+    samples = tuple(metric(value, *labels) for metric, value in columns if value is not None)
+    return _Row(uuid, path, labels, numbers, samples)
 
 
 @dataclass(slots=True)
@@ -239,6 +246,7 @@ class Qgroups:
     _keeper: statefile.Keeper = field(init=False)
     _short: set[str] = field(default_factory=set)  # of room for metadata
     _pressed: dict[str, str] = field(default_factory=dict)  # the candidate's qgroup of each btrfs
+    _rows: dict[str, dict[str, _Row]] = field(default_factory=dict)  # of the last run, by btrfs and directory
 
     def __post_init__(self) -> None:
         """Prepare the names of containers, and take up what the last agent kept."""
@@ -281,8 +289,8 @@ class Qgroups:
             with host.skipping():
                 rows += yield from self._quota(host, each, owners)
         # what a watermark compares comes first: the budget of series, if it does not suffice, drops the last
-        for row in sorted(rows, key=lambda each: not each.is_limited):
-            yield from row.samples()
+        for row in sorted(rows, key=lambda each: not each.numbers.is_limited):
+            yield from row.samples
         self._save()
         for each in filesystems:
             yield from self._pressure(each, [row for row in rows if row.uuid == each.uuid])
@@ -291,6 +299,7 @@ class Qgroups:
         now = self.now()
         self._had_quota = {uuid: seen for uuid, seen in self._had_quota.items() if now - seen < DISAPPEARED_FOR}
         self._short &= set(uuids)
+        self._rows = {uuid: rows for uuid, rows in self._rows.items() if uuid in uuids}
         self._pressed = {uuid: qgroup for uuid, qgroup in self._pressed.items() if uuid in uuids}
 
     def _room(self, host: Host, filesystem: _Filesystem) -> Iterator[Yield]:
@@ -336,12 +345,13 @@ class Qgroups:
         with host.skipping():
             is_rescanning = _is_rescanning(host, filesystem)
             yield RESCANNING(int(is_rescanning), uuid)
-        rows = _rows(host, filesystem, owners)
+        self._rows[uuid] = _rows(host, filesystem, owners, self._rows.get(uuid, {}))
+        rows = list(self._rows[uuid].values())
         # once more, for it may have begun while they were read
         is_wrong = is_inconsistent or is_rescanning or bool(_optional(host, f"{base}/inconsistent"))
         if not is_wrong and is_rescanning is not None:
             is_wrong = _is_rescanning(host, filesystem)
-        return [row._replace(referenced=None, exclusive=None) for row in rows] if is_wrong else rows
+        return [row.without_usage() for row in rows] if is_wrong else rows
 
     def _owners(self, host: Host, by_device: Mapping[str, str]) -> Owners:
         """Return the containers' labels by where their root filesystems lie.
@@ -368,7 +378,7 @@ class Qgroups:
     def _pressure(self, filesystem: _Filesystem, rows: Sequence[_Row]) -> Iterator[Found]:
         """Find the container behind the fullest qgroup; it stays the one until another is fuller by a whole band."""
         first, uuid = TIERS[0], filesystem.uuid
-        if any(row.referenced is None for row in rows):  # who was found stays so, but nothing is said of it now
+        if any(row.numbers.referenced is None for row in rows):  # who was found stays so, but nothing is said of it now
             return
         shares = {row.qgroup: share for row in rows if any(row.labels[3:]) and (share := _fullest(row))}
         held = self._pressed.pop(uuid, "")
@@ -384,17 +394,21 @@ class Qgroups:
         yield _candidate(filesystem, chosen, shares[chosen])
 
 
-def _rows(host: Host, filesystem: _Filesystem, owners: Owners) -> list[_Row]:
+def _rows(host: Host, filesystem: _Filesystem, owners: Owners, before: Mapping[str, _Row]) -> dict[str, _Row]:
+    """Return all qgroups by the names of their directories; `before` are those of the last run."""
     paths, committed = None, NOTHING
     with host.skipping():
         # each time, 5 us a subvolume: a deleted one may leave its qgroup, so that nothing in sysfs tells of it
         paths = _search(host, filesystem)
         committed = _committed(host, filesystem)
-    rows = []
+    known = _Known(paths, owners, committed)
+    rows = {}
     for directory in host.names(f"{filesystem.base}/qgroups"):
         if btrfs.parse_qgroup(directory):
-            with host.skipping():
-                rows.append(_row(host, filesystem.uuid, directory, _Known(paths, owners, committed)))
+            try:
+                rows[directory] = _row(host, filesystem.uuid, directory, known, before.get(directory))
+            except HostError as error:
+                host.skip(error)
     return rows
 
 
@@ -406,29 +420,37 @@ class _Known(NamedTuple):
     committed: btrfs.Quota
 
 
-def _row(host: Host, uuid: str, directory: str, known: _Known) -> _Row:
+def _row(host: Host, uuid: str, directory: str, known: _Known, before: _Row | None) -> _Row:
     paths, owners, committed = known
-    base = f"{ROOT}/{uuid}/qgroups/{directory}"
-    if directory in committed.referenced and directory not in committed.limited:
-        flags, referenced, exclusive = 0, committed.referenced[directory], committed.exclusive[directory]
-    else:
-        flags, referenced, exclusive = host.read_ints(base, NUMBERS)
     level, _, number = directory.partition("_")
-    path, container = None, None
+    path, owner = None, NOBODY
     if level == "0":
         path = paths.get(int(number)) if paths is not None else None
-        container = owners.get((uuid, int(number))) or (owners.get((uuid, path)) if path else None)
-    text = "" if path is None else label(b"/" + path)
-    return _Row(
-        uuid,
-        qgroup=f"{level}/{number}",
-        labels=(uuid, f"{level}/{number}", text, *(container or NOBODY)),
-        referenced=referenced,
-        exclusive=exclusive,
-        referenced_limit=host.read_int(f"{base}/max_referenced") if flags & btrfs.LIMIT_REFERENCED else None,
-        exclusive_limit=host.read_int(f"{base}/max_exclusive") if flags & btrfs.LIMIT_EXCLUSIVE else None,
-        reserved=sum(host.read_ints(base, RESERVATIONS)) if flags else None,
-        is_stale=paths is not None and level == "0" and path is None,
+        if owners:
+            owner = owners.get((uuid, int(number))) or (owners.get((uuid, path)) if path else None) or NOBODY
+    if before is None or before.path != path or before.labels[3:] != owner:
+        text = "" if path is None else label(b"/" + path)
+        labels: LabelSet = (uuid, f"{level}/{number}", text, *owner)
+    else:
+        labels = before.labels
+    usage = committed.usage.get(directory) if directory not in committed.limited else None
+    numbers = _Numbers(*usage) if usage is not None else _read(host, f"{ROOT}/{uuid}/qgroups/{directory}")
+    if paths is not None and level == "0" and path is None:
+        numbers = numbers._replace(stale=1)
+    if before is not None and before.labels is labels and before.numbers == numbers:
+        return before
+    return _told(uuid, path, labels, numbers)
+
+
+def _read(host: Host, base: str) -> _Numbers:
+    """Return what the files of a qgroup say."""
+    flags, referenced, exclusive = host.read_ints(base, NUMBERS)
+    return _Numbers(
+        referenced,
+        exclusive,
+        host.read_int(f"{base}/max_referenced") if flags & btrfs.LIMIT_REFERENCED else None,
+        host.read_int(f"{base}/max_exclusive") if flags & btrfs.LIMIT_EXCLUSIVE else None,
+        sum(host.read_ints(base, RESERVATIONS)) if flags else None,
     )
 
 
@@ -450,8 +472,8 @@ def _fullest(row: _Row) -> _Share | None:
     shares = [
         _Share(row, kind, used, limit)
         for kind, used, limit in (
-            ("referenced", row.referenced, row.referenced_limit),
-            ("exclusive", row.exclusive, row.exclusive_limit),
+            ("referenced", row.numbers.referenced, row.numbers.referenced_limit),
+            ("exclusive", row.numbers.exclusive, row.numbers.exclusive_limit),
         )
         if used is not None and limit
     ]
@@ -576,11 +598,10 @@ def _search(host: Host, filesystem: _Filesystem) -> Mapping[int, bytes]:
 
 def _committed(host: Host, filesystem: _Filesystem) -> btrfs.Quota:
     """Return what the quota tree says of all qgroups. Raises HostError, Stuck among them."""
-    found, request = btrfs.Quota({}, {}, set(), None), btrfs.quota_request()
+    found, request = btrfs.Quota({}, set(), None), btrfs.quota_request()
     for _ in range(SEARCHES):
         part = btrfs.parse_quota(filesystem.ask(host, btrfs.TREE_SEARCH_V2, request))
-        found.referenced.update(part.referenced)
-        found.exclusive.update(part.exclusive)
+        found.usage.update(part.usage)
         found.limited.update(part.limited)
         if part.following is None:
             return found
@@ -656,7 +677,7 @@ COLLECTOR = Collector(
     deadline=20.0,
     series_budget=40_000,
     metrics=(
-        *(REFERENCED, EXCLUSIVE, REFERENCED_LIMIT, EXCLUSIVE_LIMIT, RESERVED, STALE),
+        *COLUMNS,
         *(ENABLED, INCONSISTENT, MODE, RESCANNING, *ALLOCATION.values(), UNALLOCATED),
         *(DEVICE_ERRORS, COMMITS, COMMIT_SECONDS, COMMIT_LONGEST),
     ),

@@ -59,11 +59,11 @@ _DIGITS = 20  # of a u64; a float cannot hold what has hundreds, nor int() read 
 class Quota(NamedTuple):
     """Of some qgroups, by the names of their directories: what was last committed of them, and which have a limit.
 
-    `following` is the type and the id to go on from, None when there are no more.
+    `usage` is referenced and exclusive bytes. `following` is the type and the id to go on from, None when there are no
+    more.
     """
 
-    referenced: dict[str, int]
-    exclusive: dict[str, int]
+    usage: dict[str, tuple[int, int]]
     limited: set[str]
     following: tuple[int, int] | None
 
@@ -129,13 +129,13 @@ def parse_quota(answer: bytes) -> Quota:
 
     An item of usage is generation, referenced, compressed, exclusive, compressed; one of limits begins with its flags.
     """
-    quota = Quota({}, {}, set(), None)
+    quota = Quota({}, set(), None)
     following = None
     for _, number, kind, item in _items(answer):
         following = (kind, number + 1) if number < _LAST else (kind + 1, 0)
         name = f"{number >> _LEVEL}_{number & (1 << _LEVEL) - 1}"
         if kind == _INFO and len(item) == _USAGE.size:
-            quota.referenced[name], quota.exclusive[name] = _USAGE.unpack(item)
+            quota.usage[name] = _USAGE.unpack(item)
         elif kind == _LIMIT and len(item) == _LIMITS.size and _LIMITS.unpack(item)[0]:
             quota.limited.add(name)
     is_last = following is None or following[0] > _LIMIT
@@ -147,14 +147,15 @@ def _items(answer: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     if len(answer) < _ITEMS_AT:
         return
     (count,) = struct.unpack_from("=I", answer, _COUNT_AT)
-    place = _ITEMS_AT
+    place, last = _ITEMS_AT, len(answer) - _HEADER.size
+    header, size = _HEADER.unpack_from, _HEADER.size
     for _ in range(count):
-        if place + _HEADER.size > len(answer):
+        if place > last:
             return
-        _, subject, offset, kind, length = _HEADER.unpack_from(answer, place)
-        place += _HEADER.size
-        yield subject, offset, kind, answer[place : place + length]
-        place += length
+        _, subject, offset, kind, length = header(answer, place)
+        begin = place + size
+        place = begin + length
+        yield subject, offset, kind, answer[begin:place]
 
 
 def directory_request(tree: int, directory: int) -> bytes:

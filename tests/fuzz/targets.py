@@ -102,7 +102,7 @@ def fuzz_btrfs(raw: bytes) -> None:
     if following is not None:
         btrfs.links_request(following)
     quota = btrfs.parse_quota(raw)
-    expect_u64([*quota.referenced.values(), *quota.exclusive.values()])
+    expect_u64([number for usage in quota.usage.values() for number in usage])
     if quota.following is not None:
         btrfs.quota_request(*quota.following)
     with suppress(ValueError):

@@ -80,14 +80,13 @@ def test_the_quota_tree_tells_usage_and_who_has_a_limit() -> None:
     none, limit = bytes(40), struct.pack("<5Q", 1, 4096, 0, 0, 0)
     items = (256, 242, usage(30, 20)), (1 << 48 | 5, 242, usage(50, 0)), (256, 244, none), (1 << 48 | 5, 244, limit)
     found = btrfs.parse_quota(quota_of(*items))
-    assert found.referenced == {"0_256": 30, "1_5": 50}
-    assert found.exclusive == {"0_256": 20, "1_5": 0}
+    assert found.usage == {"0_256": (30, 20), "1_5": (50, 0)}
     assert found.limited == {"1_5"}
     assert found.following == (244, (1 << 48 | 5) + 1)
     assert btrfs.parse_quota(quota_of()).following is None
     assert btrfs.parse_quota(quota_of((2**64 - 1, 242, usage(1, 1)))).following == (243, 0)
     assert btrfs.parse_quota(quota_of((2**64 - 1, 244, limit))).following is None
-    assert btrfs.parse_quota(quota_of((7, 242, b"short"))).referenced == {}
+    assert btrfs.parse_quota(quota_of((7, 242, b"short"))).usage == {}
     assert len(btrfs.quota_request(244, 2**64 - 1)) == 112 + 65536
 
 
