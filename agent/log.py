@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from types import ModuleType
 from typing import Literal, TextIO
 
 from agent.plain import plain
 
-# structlog imports rich where it finds it, for tracebacks in colours: 5 MiB that only doctor has a use for
-_IS_LOADED = sys.modules.setdefault("rich", None) is not None  # type: ignore[arg-type]  # None stands for "not there"
+# What structlog imports and only others have a use for: rich for tracebacks in colours where it finds it, 5 MiB, and
+# asyncio for methods that are coroutines, 2 MiB. None stands for "not there".
+_STAND_INS: dict[str, ModuleType | None] = {"rich": None, "asyncio": ModuleType("asyncio")}
+_ABSENT = _STAND_INS.keys() - sys.modules.keys()
+sys.modules |= {name: _STAND_INS[name] for name in _ABSENT}  # type: ignore[misc]
 import structlog  # noqa: E402
 
-if not _IS_LOADED:
-    del sys.modules["rich"]
+for _name in _ABSENT:
+    del sys.modules[_name]
 
 Format = Literal["logfmt", "json"]
 FORMATS: tuple[Format, ...] = ("logfmt", "json")
