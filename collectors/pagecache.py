@@ -35,6 +35,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 STAT_BYTES = 1 << 14  # memory.stat has less than 3 KiB today
 SMALL_BYTES = 1 << 10  # a limit is a number, pressure two lines
 REDISCOVER_EVERY = 300.0  # seconds; finds what containers make below themselves, which no event tells of
+LIMIT_EVERY = 55.0  # seconds between looks at a limit: one round in four
 SLICES = 100
 OTHER: LabelSet = ("", "", "other", "")
 CACHE, SHMEM, INACTIVE = 0, 1, 2  # places in a row
@@ -178,7 +179,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Group:
     """A cgroup whose memory.stat is read each round, by a kept descriptor where one is left."""
 
-    __slots__ = ("descriptor", "has_pressure", "inner", "path", "row")
+    __slots__ = ("descriptor", "has_pressure", "inner", "limit", "limit_at", "path", "row")
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -186,6 +187,8 @@ class Group:
         self.has_pressure = True  # until it turns out that it has none
         self.row: Row = ()
         self.inner: list[Group] = []
+        self.limit: int | None = None
+        self.limit_at = float("-inf")  # when it was read
 
 
 class Tree:
@@ -467,25 +470,34 @@ class PageCache:
         )
 
     def _limits(self, host: Host, kind: str, shown: Iterable[tuple[Group, LabelSet]]) -> Iterator[Family]:
-        name = "memory.max" if self._layout.is_v2 else "memory.limit_in_bytes"
         limits: list[tuple[LabelSet, int]] = []
         stalls: list[tuple[LabelSet, float]] = []
         for group, labels in shown:
             with host.skipping():
-                path = f"{self._layout.root}{group.path}/{name}"
                 try:
-                    limit = parse_limit(host.read_start(path, SMALL_BYTES))
+                    self._update_limit(host, group)
                 except Vanished:
                     continue
-                except ValueError as error:
-                    raise Malformed(path, str(error)) from error
-                if limit is not None:
-                    limits.append((labels, limit))
+                if group.limit is not None:
+                    limits.append((labels, group.limit))
                 for what in ("memory", "io") if self._layout.pressure_root and group.has_pressure else ():
                     for how, total in self._read_pressure(host, group, what).items():
                         stalls.append(((*labels, what, how), total / 1e6))
         yield self._family(LIMITS[kind], [labels for labels, _ in limits], [limit for _, limit in limits])
         yield self._family(PRESSURES[kind], [labels for labels, _ in stalls], [total for _, total in stalls])
+
+    def _update_limit(self, host: Host, group: Group) -> None:
+        """Read a group's limit if enough time has gone by: nobody changes it often, and opening it is dear."""
+        now = self._clock()
+        if now - group.limit_at < LIMIT_EVERY:
+            return
+        group.limit = None  # also if it cannot be read
+        path = f"{self._layout.root}{group.path}/{'memory.max' if self._layout.is_v2 else 'memory.limit_in_bytes'}"
+        try:
+            group.limit = parse_limit(host.read_start(path, SMALL_BYTES))
+        except ValueError as error:
+            raise Malformed(path, str(error)) from error
+        group.limit_at = now
 
     def _read_pressure(self, host: Host, group: Group, what: str) -> dict[str, int]:
         try:

@@ -256,6 +256,26 @@ def test_dying_cgroups_are_found_by_slice(node: Node) -> None:
     assert "/sys/fs/cgroup/docker/memory.reclaim" in found.remedy
 
 
+def test_a_changed_limit_is_seen_within_a_minute_and_one_that_cannot_be_read_is_none(node: Node) -> None:
+    directory = node.container(0xA << 240, 95)
+    running, host = node.start()
+
+    def limit_with(text: str, seconds: float) -> list[float]:
+        (directory / "memory.max").write_text(text)
+        node.clock.now += seconds
+        families = [item for item in running.collect(host) if isinstance(item, Family)]
+        (found,) = [item.values for item in families if item.metric is pagecache.LIMITS["container"]]
+        return list(found)
+
+    assert limit_with("100\n", 0) == [100]
+    assert limit_with("200\n", 15) == [100]
+    assert limit_with("200\n", 45) == [200]
+    assert limit_with("damaged\n", 60) == []
+    assert host.errors == {"malformed": 1}
+    assert limit_with("300\n", 15) == [300]
+    assert limit_with("max\n", 60) == []
+
+
 def test_watermark_and_page_of_a_limited_container(node: Node) -> None:
     directory = node.container(0xA << 240, 95)
     (directory / "memory.max").write_text("100\n")
