@@ -162,7 +162,9 @@ def _is_large(part: Part) -> bool:
     return len(part.body) >= LARGE
 
 
-def make_page(renderer: Renderer, families: Iterable[Family], made_at: float, max_age: float) -> Page:
+def make_page(
+    renderer: Renderer, families: Iterable[Family], made_at: float = 0.0, max_age: float = float("inf")
+) -> Page:
     """Return the page of some families; empty ones are left out with their headers."""
     parts: dict[Form, list[Part]] = {form: [] for form in FORMS}
     series = 0

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
-from prometheus_client import Metric as ClientMetric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from agent import __version__
-from agent.exposition import EOF, FORMS, Form, Page, Pages, Part, Renderer, header
-from agent.metric import Family, LabelSet, Metric, Sample, label
+from agent.exposition import Pages, Renderer, make_page
+from agent.metric import Family, Kind, LabelSet, Metric, Sample, label
 from agent.runner import LevelTable
 from agent.scheduler import Worker
 from agent.watermark import Reserve, Tier
@@ -97,16 +94,6 @@ class Reload:
     succeeded_at: float = 0.0
 
 
-class _Collected:
-    """What a registry has collected, for both formats: a look at the process costs more than to write it down."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._families = list(registry.collect())
-
-    def collect(self) -> Iterable[ClientMetric]:
-        return self._families
-
-
 class SelfPage:
     """Makes the agent's page. `has_process` adds `process_*` and `python_info`, which a textfile must not carry."""
 
@@ -117,6 +104,7 @@ class SelfPage:
         self._renderer = Renderer()
         self._targets: dict[str, tuple[tuple[str, ...], tuple[LabelSet, ...]]] = {}
         self._registry = CollectorRegistry(auto_describe=False)
+        self._process: dict[str, Metric] = {}  # what the registry has, by name
         if has_process:
             ProcessCollector(registry=self._registry)
             PlatformCollector(registry=self._registry)
@@ -127,20 +115,19 @@ class SelfPage:
         for sample in self._samples(workers):
             families[sample.metric][sample.labels] = sample.value
         families[LEVEL] = self._levels(workers)
-        parts: dict[Form, list[Part]] = {form: [] for form in FORMS}
-        series = 0
-        for metric, values in families.items():
-            if values:
-                body = self._renderer.render(Family(metric, tuple(values), list(values.values())))
-                series += len(values)
-                for form in FORMS:
-                    parts[form].append(Part(header(metric, form), body))
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collected(self._registry))
-        openmetrics: bytes = generate_openmetrics(registry)
-        parts["text"].append(Part(b"", generate_latest(registry)))
-        parts["openmetrics"].append(Part(b"", openmetrics.removesuffix(EOF)))
-        self._pages.put(NAME, Page(parts, series))
+        for sample in self._of_process():
+            families.setdefault(sample.metric, {})[sample.labels] = sample.value
+        rows = [Family(metric, tuple(values), list(values.values())) for metric, values in families.items()]
+        self._pages.put(NAME, make_page(self._renderer, rows))
+
+    def _of_process(self) -> Iterator[Sample]:
+        """Yield what the client library knows of the process and its Python; our renderer writes it, being cheaper."""
+        for family in self._registry.collect():
+            for name, labels, value, *_ in family.samples:
+                if name not in self._process:
+                    kind: Kind = "counter" if family.type == "counter" else "gauge"
+                    self._process[name] = Metric(name, family.documentation, tuple(labels), kind)
+                yield self._process[name](value, *labels.values())
 
     def _levels(self, workers: Mapping[str, Worker]) -> dict[LabelSet, float]:
         """Return the level of each target. Their label sets are kept while the targets are the same."""
