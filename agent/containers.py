@@ -120,12 +120,20 @@ def parse_cgroup(path: str) -> Place | None:
             runtime = _PREFIXES[match["prefix"]]
         elif match := _BARE.fullmatch(part):
             runtime = "docker" if end and parts[end - 1] == "docker" else ""
+        if runtime is None and not _POD.fullmatch(part):
+            continue
         uid, qos = _pod_of(parts[: end + 1])
-        if match is not None and runtime is not None:
-            return Place(match["id"], runtime, uid, qos)
-        if uid and _POD.fullmatch(part):
-            return Place("", "", uid, qos)
+        return Place(match["id"] if match is not None else "", runtime or "", uid, qos)
     return None
+
+
+def outermost(path: str) -> str:
+    """Return a cgroup's path as far as the first container on it; what is below was made in there. Else all of it."""
+    parts = path.split("/")
+    for end, part in enumerate(parts, 1):
+        if any(form.fullmatch(part) for form in (_SCOPE, _PREFIXED, _BARE)):
+            return "/".join(parts[:end])
+    return path
 
 
 def _pod_of(parts: list[str]) -> tuple[str, str]:
@@ -194,7 +202,7 @@ class Containers:
 
     def lookup(self, path: str) -> Container | None:
         """Return the container, or the pod, that a cgroup path belongs to."""
-        place = self.place(path)
+        place = self._places[path] = self.place(path)
         if place is None:
             return None
         if not place.id:
@@ -203,12 +211,11 @@ class Containers:
         return self._lookup(place)
 
     def place(self, path: str) -> Place | None:
-        """Return what a cgroup path says by itself."""
+        """Return what a cgroup path says by itself; that is remembered only of what is looked up."""
         try:
             return self._places[path]
         except KeyError:
-            place = self._places[path] = parse_cgroup(path) or self._ctr_place(path)
-            return place
+            return parse_cgroup(path) or self._ctr_place(path)
 
     def lookup_id(self, full_id: str) -> Container | None:
         """Return a container by its whole id, None if nobody knows it."""

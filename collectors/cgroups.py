@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agent.host import Host
 
 CGROUPS, UNIFIED, MEMORY = "sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/memory"
+MOST, LONGEST = 8_000, 1_024  # cgroups that are looked at, characters of a path: bounds on memory
 
 
 @dataclass(frozen=True, slots=True)

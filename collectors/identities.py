@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -9,11 +10,10 @@ from agent.containers import Containers, Runtimes
 from agent.errors import Vanished
 from agent.host import Host
 from agent.metric import LabelSet
-from collectors.cgroups import layout
+from collectors.cgroups import LONGEST, MOST, layout
 
 LOOK_EVERY = 30.0  # seconds between looks which containers there are
 REMEMBERED_FOR = 600.0  # seconds after a container was seen last
-MOST = 50_000  # cgroups: a bound
 
 
 class Identities:
@@ -49,16 +49,17 @@ class Identities:
 
 
 def _paths(host: Host, root: str, containers: Containers) -> Iterator[str]:
-    """Yield all cgroups that are no container's own children."""
-    todo = [""]
-    for _ in range(MOST):
-        if not todo:
-            return
-        path = todo.pop()
+    """Yield all cgroups that are no container's own children, what is near first."""
+    todo, left = deque([""]), MOST
+    while todo:
+        path = todo.popleft()
         with host.skipping(), suppress(Vanished):
             for name, is_directory in host.entries(root + path).items():
-                if is_directory:
-                    below = f"{path}/{name}"
+                below = f"{path}/{name}"
+                if is_directory and len(below) <= LONGEST:
+                    left -= 1
+                    if left < 0:
+                        return
                     yield below
                     place = containers.place(below)
                     if place is None or not place.id:

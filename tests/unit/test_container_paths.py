@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.containers import Place, Runtime, parse_cgroup
+from agent.containers import Place, Runtime, outermost, parse_cgroup
 
 C = "0d69e9e6d4926b12c63747788afe29fa54711e93ebd68b8d4d0024f447384a56"
 D = "72761c54ac6549f2771cab980f34e1b61a412c6d204d001a3b08f9cf9adb62d5"
@@ -123,3 +123,15 @@ def test_no_path_breaks_the_parser_and_ids_are_ids(path: str) -> None:
     if found is not None:
         assert found.id == "" or re.fullmatch("[0-9a-f]{64}", found.id)
         assert found.id or found.pod_uid
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"/docker/{C}/docker/{D}", f"/docker/{C}"),
+        (f"{BURSTABLE}/cri-containerd-{C}.scope/a/{D}/b", f"{BURSTABLE}/cri-containerd-{C}.scope"),
+        ("/user.slice/user-1000.slice", "/user.slice/user-1000.slice"),
+    ],
+)
+def test_what_is_made_in_a_container_is_its_own(path: str, expected: str) -> None:
+    assert outermost(path) == expected

@@ -17,6 +17,7 @@ from agent.latches import Latches
 from agent.metric import Family, Sample
 from agent.runner import Plan, Runner
 from collectors import pagecache
+from collectors.cgroups import MOST
 from collectors.pagecache import COLLECTOR, PageCache, Settings
 
 MIB = 1 << 20
@@ -83,8 +84,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     made.close()
 
 
-def caches(running: PageCache, host: Host) -> dict[str, float]:
+def caches(running: PageCache, host: Host, **errors: int) -> dict[str, float]:
     """Do one run; return the page cache by short id (or `other`)."""
+    host.errors.clear()
     found = {}
     for item in running.collect(host):
         if isinstance(item, Family) and item.metric.name == "ullage_container_page_cache_bytes":
@@ -92,7 +94,7 @@ def caches(running: PageCache, host: Host) -> dict[str, float]:
                 labels[3].lstrip("0") or labels[2]: value
                 for labels, value in zip(item.labelsets, item.values, strict=True)
             }
-    assert not host.errors
+    assert host.errors == errors
     return found
 
 
@@ -188,6 +190,34 @@ def test_an_overflow_of_events_leads_to_a_full_look(node: Node) -> None:
     node.container(0xB << 240, 2)
     shutil.rmtree(directory / full_id(one))
     assert set(caches(running, host)) == {short(0xB << 240)}
+
+
+def test_of_more_cgroups_than_are_looked_at_no_sum_is_told(node: Node) -> None:
+    real = node.container(0xA << 240, 7)
+    for number in range(MOST):
+        (real / f"inner-{number}").mkdir()
+    running, host = node.start()
+    for _ in range(2):  # what is near comes first, however many are below it
+        assert caches(running, host, failed=1) == {short(0xA << 240): 7}
+    assert [error for error in map(str, host.first_errors) if f"more than {MOST} cgroups" in error]
+    for number in range(100):
+        (real / f"inner-{number}").rmdir()
+    node.container(0xB << 240, 8)
+    node.clock.now += pagecache.REDISCOVER_EVERY + 1
+    assert caches(running, host) == {short(0xA << 240): 7, short(0xB << 240): 8}
+
+
+def test_cgroups_as_deep_as_a_path_may_be_are_no_bug(node: Node) -> None:
+    place = node.container(0xA << 240, 7)
+    made = []
+    for _ in range(1500):  # deeper than Python calls itself
+        place = place / "x"
+        place.mkdir()
+        made.append(place)
+    running, host = node.start()
+    assert caches(running, host, failed=1) == {short(0xA << 240): 7}
+    for place in reversed(made):  # pytest would call itself too often
+        place.rmdir()
 
 
 def test_label_sets_stay_the_same_objects_while_nothing_changes(node: Node) -> None:
