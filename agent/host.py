@@ -184,11 +184,13 @@ class Host:
                 found[self.resolve(path)] = None
         return list(found)
 
-    def read(self, path: str) -> bytes:
-        """Return a file's bytes: of the kernel's 64 MiB at most, of others 16 MiB; more is Failed. See `open`."""
+    def read(self, path: str, most: int = 0) -> bytes:
+        """Return a file's bytes; more than `most` is Failed, by default 64 MiB of the kernel's, 16 of others'.
+
+        See `open`.
+        """
         parts: list[bytes] = []
-        most = READ_LIMIT if _is_kernels(path) else FILE_LIMIT
-        left = most
+        left = most = most or (READ_LIMIT if _is_kernels(path) else FILE_LIMIT)
         descriptor = self.open(path)
         try:
             while part := os.read(descriptor, 1 << 16):

@@ -213,19 +213,19 @@ class Inotify:
             for (fstype, mountpoint), count in instance.blind.items():
                 counts[self._view.name(instance.group), fstype, mountpoint] += count
         for (name, fstype, mountpoint), count in counts.items():
-            where = {"mountpoint": label(mountpoint), "fstype": label(fstype)}
+            where = {"mountpoint": mountpoint, "fstype": label(fstype)}
             yield BLIND_WATCH(f"{name} {where['mountpoint']}", container=name, count=count, **where)
 
     def _stale(self, found: Reading) -> Iterator[Found]:
         for each in found.stale:
             if self._view.owner(each.group) != HOST:
                 name = self._view.name(each.group)
-                path = label(each.mountpoint)
+                path = each.mountpoint
                 yield DEAD(
                     f"{name} {path}",
                     path=path,
                     container=name,
-                    source=label(each.source),
+                    source=each.source,
                     restart=self._view.restart(each.group, each.pid),
                 )
 

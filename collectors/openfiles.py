@@ -20,7 +20,7 @@ from agent.containers import LABELS as CONTAINER
 from agent.errors import Malformed
 from agent.finding import Finding, Found
 from agent.host import Host
-from agent.metric import LabelSet, Metric, Sample, label
+from agent.metric import LabelSet, Metric, Sample
 from agent.units import Size
 from collectors.descriptors import HOST, WANTS, View, about, check
 from collectors.processes import Held, Reading
@@ -111,7 +111,7 @@ class OpenFiles:
                     self._view.name(largest.group),
                     count=len(held),
                     size=_size(total),
-                    path=label(largest.path),
+                    path=largest.path,
                     largest=_size(largest.bytes),
                     pid=largest.pid,
                     restart=self._view.restart(largest.group, largest.pid),

@@ -24,21 +24,23 @@ from functools import cmp_to_key
 from typing import Any, NamedTuple, TypeVar
 
 from agent.budget import Budget
+from agent.containers import outermost
 from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
 from agent.host import Host, Inode
 from agent.metric import LabelSet, label
 from agent.namespaces import INITIAL, Owner, compare, owner
+from collectors.cgroups import LONGEST
 from collectors.readers import cgroup, overlay, procfs
-from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, visible
+from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, parse_lines, visible
 
 HOSTS = "proc/1/mountinfo"
 # why a process is passed over, and a deleted file
 REASONS = ("kernel", "vanished", "permission", "descriptors", "too_many", "malformed", "stuck", "failed")
 FILE_REASONS = ("not_a_local_disk", "maybe_of_an_image", "unknown_mount", "stuck")
-DESCRIPTORS = 100_000  # of one cgroup, and so of one container: what is beyond is passed over
+DESCRIPTORS = 100_000  # of one container, or cgroup that is no container's: what is beyond is passed over
 # of one pass, bounds on memory
-INSTANCES, FILES, NAMESPACES, MOUNTS, STALE, LAYERS = 20_000, 20_000, 2_000, 500_000, 1_000, 20_000
-TABLE = 16 << 20  # bytes of one mountinfo
+INSTANCES, FILES, NAMESPACES, MOUNTS, STALE, LAYERS = 20_000, 20_000, 2_000, 50_000, 1_000, 20_000
+TABLE, OWN_MOUNTS = 4 << 20, 10_000  # bytes and mounts of one mountinfo
 REFUSALS = 1_000  # that are remembered of one pass
 BATCH = 256
 PART = 1 << 16
@@ -60,7 +62,7 @@ _LOCAL_FUSE = {"fuse.fuse-overlayfs", "fuse.lxcfs", "fuseblk", "fusectl"}  # all
 
 
 class Instance(NamedTuple):
-    """One inotify instance: whose it is, its watches, and the blind ones of them by filesystem type and mount point."""
+    """One inotify instance: whose it is, its watches, the blind ones by filesystem type and mount point (a label)."""
 
     group: str
     userns: str
@@ -70,7 +72,7 @@ class Instance(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A deleted file that a process holds open: where it was, the bytes allocated, the labels of its filesystem."""
+    """A deleted file that a process holds open: where it was (label), bytes allocated, labels of its filesystem."""
 
     group: str
     pid: str
@@ -80,7 +82,7 @@ class Held(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """A bind mount of one file in a process' mount namespace, whose source is gone or was replaced by another file."""
+    """A bind mount of one file in a process' namespace, whose source is gone or was replaced; both as labels."""
 
     group: str
     pid: str
@@ -245,7 +247,7 @@ class _Pass:
             for path, answer in zip(paths, self.host.inodes(paths), strict=True):
                 if isinstance(answer, Inode):
                     inode = procfs.watched_inode(lowers[path].device, answer.number)
-                    self._layers[inode] = os.path.dirname(os.path.dirname(path))
+                    self._layers[inode] = label(os.path.dirname(os.path.dirname(path)))
             yield
 
     def _refuse(self, error: HostError) -> None:
@@ -257,7 +259,7 @@ class _Pass:
     def _process(self, pid: str) -> Iterator[None]:
         group = ""
         try:
-            group = cgroup.parse_membership(self.host.read_start(f"proc/{pid}/cgroup"))
+            group = _cut(cgroup.parse_membership(self.host.read_start(f"proc/{pid}/cgroup")))
             yield from self._judge(pid, group)
             self.found.processes += 1
         except Vanished:
@@ -289,11 +291,12 @@ class _Pass:
         return True
 
     def _judge(self, pid: str, group: str) -> Iterator[None]:
-        room = DESCRIPTORS - self._descriptors[group]
+        whole = outermost(group)  # a container may have any number of cgroups
+        room = DESCRIPTORS - self._descriptors[whole]
         names = self.host.some_names(f"proc/{pid}/fd", room + 1)
         if len(names) > room:
             raise _TooMany("descriptors")
-        self._descriptors[group] += len(names)
+        self._descriptors[whole] += len(names)
         self.found.descriptors += len(names)
         if not names and not procfs.has_memory(self.host.read_start(f"proc/{pid}/status")):
             raise _Passed("kernel")
@@ -320,17 +323,24 @@ class _Pass:
     def _read_mounts(self, pid: str, group: str, namespace: Namespace) -> Iterator[None]:
         if len(self._blind) >= NAMESPACES:
             raise _TooMany("too_many")
-        text = self.host.read(f"proc/{pid}/mountinfo")
-        if len(text) > TABLE or len(self._mounts) > MOUNTS:
-            raise _TooMany("too_many")
-        mounts, _ = parse(text)
-        yield
-        self._find_stale(pid, group, mounts)
-        yield
-        self._keep(mounts)
-        self._blind[namespace] = {
-            mount.device: (mount.fstype, mount.mountpoint) for mount in reversed(mounts) if is_blind(mount.fstype)
-        }
+        blind: dict[str, tuple[str, str]] = {}
+        replaced: list[Mount] = []
+        for number, mount in enumerate(parse_lines(self.host.read(f"proc/{pid}/mountinfo", TABLE))):
+            if number % BATCH == 0:
+                yield
+            if number >= OWN_MOUNTS or len(self._mounts) >= MOUNTS:
+                raise _TooMany("too_many")
+            if mount is None:
+                continue
+            if mount.root.endswith(REPLACED) and mount.id not in self._mounts and len(replaced) < STALE:
+                replaced.append(mount)
+            self._keep([mount])
+            if is_blind(mount.fstype):
+                blind.setdefault(mount.device, (mount.fstype, label(mount.mountpoint)))
+        for mount in replaced[: STALE - len(self.found.stale)]:
+            self._judge_replaced(pid, group, mount)
+            yield
+        self._blind[namespace] = blind
 
     def _keep(self, mounts: Iterable[Mount]) -> None:
         """Keep what is asked for by a mount's id, which is the same in all namespaces."""
@@ -338,19 +348,18 @@ class _Pass:
             kept = _kept(mount)
             self._mounts[mount.id] = self._kept.setdefault(kept, kept)
 
-    def _find_stale(self, pid: str, group: str, mounts: Sequence[Mount]) -> None:
-        """Find the binds of single files that are gone, before the namespace's mounts are kept."""
-        replaced = [mount for mount in mounts if mount.root.endswith(REPLACED) and mount.id not in self._mounts]
-        replaced = [mount for mount in replaced if _is_on_disk(_kept(mount), self._top) or mount.fstype == "tmpfs"]
-        for mount in replaced[: STALE - len(self.found.stale)]:
-            (answer,) = self.host.inodes([f"proc/{pid}/root{mount.mountpoint}"])
-            if isinstance(answer, Inode):
-                if stat.S_ISREG(answer.mode):
-                    source = mount.root.removesuffix(REPLACED)
-                    self.found.stale.append(Stale(group, pid, mount.mountpoint, source))
-            elif not isinstance(answer, Vanished):
-                self._refuse(answer)
-                self.found.unknown_groups.add(group)
+    def _judge_replaced(self, pid: str, group: str, mount: Mount) -> None:
+        """Take in a bind mount whose source is gone, if it is a single file's."""
+        if not (_is_on_disk(_kept(mount), self._top) or mount.fstype == "tmpfs"):
+            return
+        (answer,) = self.host.inodes([f"proc/{pid}/root{mount.mountpoint}"])
+        if isinstance(answer, Inode):
+            if stat.S_ISREG(answer.mode):
+                source = label(mount.root.removesuffix(REPLACED))
+                self.found.stale.append(Stale(group, pid, label(mount.mountpoint), source))
+        elif not isinstance(answer, Vanished):
+            self._refuse(answer)
+            self.found.unknown_groups.add(group)
 
     # -- inotify --
 
@@ -464,7 +473,7 @@ class _Pass:
         if known is None and len(self.found.held) >= FILES:
             raise _TooMany("too_many")
         if known is None or (group, int(pid)) < (known.group, int(known.pid)):
-            path = link.removesuffix(procfs.DELETED)
+            path = label(link.removesuffix(procfs.DELETED))
             self.found.held[key] = Held(group, pid, path, inode.blocks * 512, self._filesystem(mounted))
 
     def _filesystem(self, mounted: _Mounted) -> LabelSet:
@@ -477,6 +486,11 @@ class _Pass:
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+def _cut(group: str) -> str:
+    """Return a cgroup, of a path that is too long one above it: whose it is, is told further up."""
+    return group if len(group) <= LONGEST else group[: LONGEST + 1].rpartition("/")[0]
 
 
 def _kept(mount: Mount) -> _Mounted:

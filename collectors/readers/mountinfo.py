@@ -7,8 +7,9 @@ optional fields; new ones may come.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -40,15 +41,19 @@ def parse(text: bytes) -> tuple[Sequence[Mount], int]:
 
     The order is that of mount ids since Linux 6.8: which of two mounts at one point hides the other, `parent` says.
     """
-    mounts, malformed = [], 0
-    for line in text.decode("utf-8", "surrogateescape").split("\n"):
-        if not line:
-            continue
-        try:
-            mounts.append(_parse_line(line))
-        except ValueError:
-            malformed += 1
-    return tuple(mounts), malformed
+    found = list(parse_lines(text))
+    mounts = tuple(mount for mount in found if mount is not None)
+    return mounts, len(found) - len(mounts)
+
+
+def parse_lines(text: bytes) -> Iterator[Mount | None]:
+    """Yield a table's mounts one by one, None for a senseless line: of a large one that takes little memory."""
+    for line in io.BytesIO(text):
+        if line := line.rstrip(b"\n"):
+            try:
+                yield _parse_line(line.decode("utf-8", "surrogateescape"))
+            except ValueError:
+                yield None
 
 
 def _parse_line(line: str) -> Mount:

@@ -235,6 +235,7 @@ def fuzz_kmsg(raw: bytes) -> None:
 def fuzz_mountinfo(raw: bytes) -> None:
     mounts, malformed = mountinfo.parse(raw)
     assert len(mounts) + malformed == len([line for line in raw.split(b"\n") if line])
+    assert [mount for mount in mountinfo.parse_lines(raw) if mount is not None] == list(mounts)
     seen = mountinfo.visible(mounts)
     for mount in seen:
         assert "\0" not in mount.mountpoint + mount.root + mount.source  # no function of os would take it

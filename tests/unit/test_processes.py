@@ -11,7 +11,7 @@ import pytest
 from agent.budget import SAVED_UP, SLICE, Budget
 from agent.collector import Shared
 from agent.host import Host
-from collectors.processes import Processes
+from collectors.processes import OWN_MOUNTS, TABLE, Processes
 from tests.trees.node import TREES
 from tests.trees.tree import host_of
 
@@ -109,3 +109,29 @@ def test_a_proc_that_is_not_there_gives_an_empty_pass(tmp_path: Path) -> None:
     reading = Processes().reading(Host(str(tmp_path / "proc"), rootfs=str(tmp_path)), Clocks(0.0).budget(1.0), 0)
     assert reading is not None
     assert reading.processes == 0
+
+
+def test_of_a_namespace_with_too_many_mounts_nobody_is_judged_and_no_memory_taken(host: Host) -> None:
+    whole = Processes().reading(host, Clocks(0.0).budget(1.0), 0)
+    assert whole is not None
+    table = Path(f"{host.procfs}/21890/mountinfo")
+    line = table.read_text().splitlines()[0].partition(" ")[2]
+    lines = [f"{100_000 + number} {line}\n" for number in range(OWN_MOUNTS + 1)]
+    for text, reason in (("".join(lines), "too_many"), ("1 " + "x" * TABLE, "failed")):
+        table.write_text(text)
+        reading = Processes().reading(host, Clocks(0.0).budget(1.0), 0)
+        assert reading is not None
+        assert reading.skipped[reason] == 1
+        assert reading.processes == whole.processes - 1
+        assert len(reading.unknown_groups) == 1
+    table.write_text("".join(lines[:-1]))
+    reading = Processes().reading(host, Clocks(0.0).budget(1.0), 0)
+    assert reading is not None
+    assert reading.skipped["too_many"] == 0
+
+
+def test_the_path_of_a_cgroup_is_cut_at_a_directory(host: Host) -> None:
+    Path(f"{host.procfs}/21890/cgroup").write_text("0::/docker" + "/0123456789" * 200 + "\n")
+    reading = Processes().reading(host, Clocks(0.0).budget(1.0), 0)
+    assert reading is not None
+    assert "/docker" + "/0123456789" * 92 in reading.groups
