@@ -99,3 +99,9 @@ def test_a_process_is_in_the_memory_controllers_cgroup_or_in_that_of_version_2()
     assert parse_membership(b"5:name=memory:/a\n4:memory_x:/b\n3:x,memory:/c\n") == "/c"
     assert parse_membership(b"0::/a\r4:memory:/b\x85\x1c4:memory:/c\n") == "/a\r4:memory:/b\udc85\x1c4:memory:/c"
     assert parse_membership(b"") == "/"
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_no_name_of_a_cgroup_forges_another_one(end: str) -> None:
+    forged = f"/docker/mine/x{end}4:memory:/docker/victim"
+    assert parse_membership(f"4:memory:{forged}\n".encode()) == forged
