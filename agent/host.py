@@ -129,7 +129,7 @@ class Host:
         self.commands = commands
         self.errors: Counter[str] = Counter()
         self.first_errors: list[HostError] = []
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[int] = set()  # hashes, as paths may be long
 
     def session(self) -> Host:
         """Return the same door with counts of its own, for one collector."""
@@ -393,7 +393,7 @@ class Host:
     def skip(self, error: HostError) -> None:
         """Count one target's refusal by its reason; a target is remembered in `first_errors` only the first time."""
         self.errors[error.reason] += 1
-        key = (error.reason, error.path)
+        key = hash((error.reason, error.path))
         if key not in self._told and len(self._told) < 1000:  # noqa: PLR2004  a bound on memory
             self._told.add(key)
             self.first_errors.append(error)

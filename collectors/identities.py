@@ -22,7 +22,7 @@ class Identities:
     def __init__(self, host: Host, runtimes: Runtimes) -> None:
         self._containers = Containers(host, runtimes)
         self._looked_at = float("-inf")
-        self._seen: dict[str, tuple[LabelSet, float]] = {}  # by the whole id
+        self._seen: dict[str, tuple[LabelSet, float]] = {}  # names by the whole id, those seen last at the end
 
     def look(self, host: Host, now: float) -> None:
         """See which containers there are, if some time has gone by."""
@@ -33,10 +33,13 @@ class Identities:
         paths = list(_paths(host, found.root, self._containers)) if found is not None else []
         for path in paths:
             place = self._containers.place(path)
-            if place is not None and place.id and (known := self._containers.lookup(path)) is not None:
-                self._seen[place.id] = known.labels, now
+            known = self._containers.lookup(path) if place is not None and place.id else None
+            if known is not None and known.is_named:
+                self._seen.pop(known.id, None)
+                self._seen[known.id] = known.labels, now
         self._containers.retain(paths)
-        self._seen = {key: each for key, each in self._seen.items() if now - each[1] <= REMEMBERED_FOR}
+        newest = list(self._seen.items())[-MOST:]
+        self._seen = {key: each for key, each in newest if now - each[1] <= REMEMBERED_FOR}
 
     def labels(self, path: str) -> LabelSet | None:
         """Return the labels of a container, or a pod, that is or was in a cgroup; None if that is nobody's."""
