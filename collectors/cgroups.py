@@ -28,3 +28,8 @@ def layout(host: Host) -> Layout | None:
             MEMORY, is_v2=False, pressure_root=UNIFIED if host.exists(f"{UNIFIED}/cgroup.controllers") else None
         )
     return None
+
+
+def cut(path: str) -> str:
+    """Return a cgroup's path; of one that is longer than anybody needs, that of one above it, whose container it is."""
+    return path if len(path) <= LONGEST else path[: LONGEST + 1].rpartition("/")[0]

@@ -29,7 +29,7 @@ from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
 from agent.host import Host, Inode
 from agent.metric import LabelSet, label
 from agent.namespaces import INITIAL, Owner, compare, owner
-from collectors.cgroups import LONGEST
+from collectors.cgroups import cut
 from collectors.readers import cgroup, overlay, procfs
 from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, parse_lines, visible
 
@@ -259,7 +259,7 @@ class _Pass:
     def _process(self, pid: str) -> Iterator[None]:
         group = ""
         try:
-            group = _cut(cgroup.parse_membership(self.host.read_start(f"proc/{pid}/cgroup")))
+            group = cut(cgroup.parse_membership(self.host.read_start(f"proc/{pid}/cgroup")))
             yield from self._judge(pid, group)
             self.found.processes += 1
         except Vanished:
@@ -486,11 +486,6 @@ class _Pass:
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
-
-
-def _cut(group: str) -> str:
-    """Return a cgroup, of a path that is too long one above it: whose it is, is told further up."""
-    return group if len(group) <= LONGEST else group[: LONGEST + 1].rpartition("/")[0]
 
 
 def _kept(mount: Mount) -> _Mounted:

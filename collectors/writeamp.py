@@ -33,6 +33,7 @@ from agent.privileges import Want
 from agent.units import Seconds
 from agent.watermark import Tier, Watermark
 from collectors import blockdevices
+from collectors.cgroups import cut
 from collectors.readers import ata, blockstat, cgroup, nvme, zfs
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -265,7 +266,7 @@ class WriteAmplification:
         paths = []
         for born, pid, is_zombie in sorted(_processes(host)):
             try:
-                path = cgroup.parse_membership(host.read_start(f"proc/{pid}/cgroup"))
+                path = cut(cgroup.parse_membership(host.read_start(f"proc/{pid}/cgroup")))
                 paths.append(path)
                 found = self._containers.lookup(path)
                 owner = found.labels if found is not None and found.id else None
