@@ -61,14 +61,6 @@ def write(path: Path, version: int, data: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def save(path: Path, version: int, data: Mapping[str, Any]) -> None:
-    """Write the file once. Failure is logged; what it would have held stays in memory. See Keeper."""
-    try:
-        write(path, version, data)
-    except OSError as error:
-        structlog.get_logger().warning("state not saved", path=str(path), error=error.strerror)
-
-
 def _open_own(path: str, flags: int) -> int:
     """Open a file to write, none behind a link, and no pipe that nobody reads."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

@@ -94,9 +94,9 @@ def _tallies(rows: Iterable[Any], width: int) -> dict[LabelSet, Tally]:
     return found
 
 
-def save(path: Path, counts: Counts) -> None:
-    """Keep the counts for the next agent."""
-    data = {
+def encode(counts: Counts) -> Mapping[str, Any]:
+    """Return what the next agent is to know."""
+    return {
         "boot": counts.boot,
         "sequence": counts.sequence,
         "ignored": counts.ignored,
@@ -104,7 +104,6 @@ def save(path: Path, counts: Counts) -> None:
         "events": _rows(counts.events),
         "killed": _rows(counts.killed),
     }
-    statefile.save(path, VERSION, data)
 
 
 def _rows(tallies: Mapping[LabelSet, Tally]) -> list[Any]:

@@ -15,10 +15,11 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from agent import statefile
 from agent.collector import Collector, Start, Yield
 from agent.containers import LABELS as CONTAINER
 from agent.errors import Denied, Malformed, Unsupported, from_os
@@ -28,7 +29,7 @@ from agent.metric import Metric, label
 from agent.privileges import Want
 from agent.units import Seconds
 from collectors.identities import Identities
-from collectors.kernel_counts import MESSAGE, Counts, Tally, load, save
+from collectors.kernel_counts import MESSAGE, VERSION, Counts, Tally, encode, load
 from collectors.readers import kernel_events, kmsg
 from collectors.readers.kernel_events import Kill, Victim
 
@@ -156,19 +157,22 @@ class KernelLog:
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
     _identities: Identities = field(init=False)
-    _state: Path | None = None
+    _keeper: statefile.Keeper = field(init=False)
+    _saved_at: float = float("-inf")
     _descriptor: int = -1
+    _kept: Counts | None = None  # by the agent before us
     _counts: Counts | None = None
-    _saved: tuple[int | None, float] = (None, float("-inf"))  # the next record then, and when
     _is_past: bool = False  # lines that an agent before us may have counted
     _drained_at: float = 0.0
     _boot_time: int | None = None
     _victim: tuple[Victim, int] | None = None  # and when, in the log's microseconds
 
     def __post_init__(self) -> None:
-        """Prepare the names of containers."""
+        """Prepare the names of containers, and the file that outlives us."""
         self._identities = Identities(self.start.host, self.start.runtimes)
-        self._state = self.start.state / "kernellog.json" if self.start.state is not None else None
+        path = self.start.state / "kernellog.json" if self.start.state is not None else None
+        self._keeper = statefile.Keeper(path, VERSION, self._gather)
+        self._kept = load(path) if path is not None else None
 
     def close(self) -> None:
         """Keep the counts, and let go of the log."""
@@ -184,7 +188,7 @@ class KernelLog:
         for record in self._read(host):
             self._take(host, counts, record)
         now = self.now()
-        if self.clock() - self._saved[1] >= SAVE_EVERY:
+        if self.clock() - self._saved_at >= SAVE_EVERY:
             self._save()
         yield IGNORED(counts.ignored)
         yield OVERRUNS(counts.overruns)
@@ -212,11 +216,10 @@ class KernelLog:
     def _begin(self, host: Host) -> Counts:
         """Return the counts to go on from: those kept in this boot, else none."""
         boot = host.read("proc/sys/kernel/random/boot_id").decode("ascii", "replace").strip()
-        kept = load(self._state) if self._state is not None else None
-        if kept is None:
+        if self._kept is None:
             return Counts(boot)
         # what a new boot has told was counted by nobody
-        return kept if kept.boot == boot else Counts(boot, 0)
+        return self._kept if self._kept.boot == boot else Counts(boot, 0)
 
     def _read(self, host: Host) -> Iterator[kmsg.Record]:
         """Yield the records since the last run, as many as one run may take."""
@@ -249,6 +252,7 @@ class KernelLog:
             return
         counts.overruns += record.sequence - counts.sequence
         counts.sequence = record.sequence + 1
+        self._keeper.is_dirty = True
         if record.facility != kmsg.KERNEL:
             counts.ignored += int(not self._is_past)
             return
@@ -291,11 +295,12 @@ class KernelLog:
         return int(max(self._drained_at, min(told, self.now())))
 
     def _save(self) -> None:
-        counts = self._counts
-        if self._state is None or counts is None or counts.sequence in (None, self._saved[0]) or self._is_past:
-            return
-        save(self._state, counts)
-        self._saved = counts.sequence, self.clock()
+        if self._keeper.is_dirty and not self._is_past:
+            self._saved_at = self.clock()
+            self._keeper.save()
+
+    def _gather(self) -> Mapping[str, Any]:
+        return encode(self._counts) if self._counts is not None else {}
 
 
 def _boot_time(host: Host) -> int:

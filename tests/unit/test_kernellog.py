@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 from agent.collector import Running, Start
 from agent.config import load as load_config
 from agent.errors import ConfigError
+from agent.statefile import write
 from collectors import identities, kernel_counts, kernellog
-from collectors.kernel_counts import Counts, Tally, load, save
+from collectors.kernel_counts import VERSION, Counts, Tally, encode, load
 from collectors.kernellog import COLLECTOR, KernelLog, Settings
 from tests.trees.node import Node
 
@@ -169,6 +170,18 @@ def test_state_is_kept_each_minute_and_only_when_there_is_something_new(
     assert file.exists()
 
 
+def test_state_that_could_not_be_written_is_written_a_minute_later(make: Make, clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("no directory")
+    node = make(keeps=True)
+    with capture_logs() as logs:
+        node.run()
+        (tmp_path / "state").unlink()
+        clock.seconds += 100
+        node.run()
+    assert [each["event"] for each in logs if "saved" in each["event"]] == ["state not saved", "state saved again"]
+    assert load(tmp_path / "state" / "kernellog.json") is not None
+
+
 def test_another_boot_counts_from_nothing(make: Make, tmp_path: Path) -> None:
     first = make(keeps=True)
     first.run()
@@ -195,7 +208,7 @@ def test_damaged_state_is_set_aside(text: str, make: Make, tmp_path: Path) -> No
 
 def test_labels_of_the_wrong_number_are_damage(tmp_path: Path) -> None:
     path = tmp_path / "kernellog.json"
-    save(path, Counts("boot", 1, events={("ext4", "error"): Tally(1, 1, 1, b"x")}))
+    write(path, VERSION, encode(Counts("boot", 1, events={("ext4", "error"): Tally(1, 1, 1, b"x")})))
     with capture_logs():
         assert load(path) is None
 
@@ -204,7 +217,7 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     counts = Counts(
         "boot", 7, 1, 2, {("ext4", "error", "sdx"): Tally(3, 4, 5, b"a message\\x0a")}, {("", "", "a", "b"): Tally()}
     )
-    save(tmp_path / "kernellog.json", counts)
+    write(tmp_path / "kernellog.json", VERSION, encode(counts))
     assert load(tmp_path / "kernellog.json") == counts
 
 

@@ -14,6 +14,7 @@ from agent import latches, sightings, statefile
 from agent.latches import Latches
 from agent.sightings import Sightings
 from collectors import kernel_counts, layercount, qgroup, volume_events
+from collectors.kernel_counts import Counts, Tally
 from collectors.volume_events import Kept
 from tests.clock import Clock
 
@@ -47,14 +48,13 @@ KINDS: dict[str, Kind] = {
     "agent/sightings.py": (sightings._decode, of_sightings()),
     "collectors/kernel_counts.py": (
         kernel_counts._decode,
-        {
-            "boot": "0b5f7c2e-62c8-4a39-8b0d-6b3a6a0f6f11",
-            "sequence": 812,
-            "ignored": 7,
-            "overruns": 0,
-            "events": [[["ext4", "error", "loop0"], 2, 1795473853, 811, "EXT4-fs error"]],
-            "killed": [[["default", "web", "nginx", "4f1e"], 1, 1795473853, 810, "Out of memory"]],
-        },
+        kernel_counts.encode(
+            Counts(
+                *("0b5f7c2e-62c8-4a39-8b0d-6b3a6a0f6f11", 812, 7, 0),
+                events={("ext4", "error", "loop0"): Tally(2, 1795473853, 811, b"EXT4-fs error")},
+                killed={("default", "web", "nginx", "4f1e"): Tally(1, 1795473853, 810, b"Out of memory")},
+            )
+        ),
     ),
     "collectors/layercount.py": (
         layercount._decode,

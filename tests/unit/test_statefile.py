@@ -19,6 +19,10 @@ def load(path: Path) -> Any:
     return statefile.load(path, 1, lambda data: data["kept"])
 
 
+def save(path: Path) -> None:
+    statefile.Keeper(path, 1, lambda: {"kept": 5}).save()
+
+
 @pytest.mark.parametrize("make", FORMS)
 def test_what_is_no_file_is_not_read(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "state.json")
@@ -31,7 +35,7 @@ def test_what_is_no_file_is_not_read(make: Callable[[Path], object], tmp_path: P
 def test_what_is_no_file_is_not_written_to(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "state.new")
     with capture_logs() as logs:
-        statefile.save(tmp_path / "state.json", 1, {"kept": 5})
+        save(tmp_path / "state.json")
     assert [each["event"] for each in logs] == ["state not saved"]
     assert load(tmp_path / "state.json") is None
 
@@ -39,6 +43,6 @@ def test_what_is_no_file_is_not_written_to(make: Callable[[Path], object], tmp_p
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "state.json").symlink_to("precious")
-    statefile.save(tmp_path / "state.json", 1, {"kept": 5})
+    save(tmp_path / "state.json")
     assert load(tmp_path / "state.json") == 5
     assert (tmp_path / "precious").read_text() == "precious"
