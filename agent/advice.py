@@ -67,6 +67,7 @@ class Node:
 
     kernel: str
     docker: str
+    containerd: str
     installed: tuple[str, ...]
     zfs: str
     has_zfs_tools: bool
@@ -113,7 +114,8 @@ def survey(
         tuple(host.resolve_all(runtimes.containerd_roots)),
         tuple(host.resolve_all(runtimes.containers_storage_roots)),
     )
-    stores = drivers.find(host, roots, infos, top)
+    containerd = drivers.containerd_version(host, runtimes.containerd_states, infos)
+    stores = drivers.find(host, roots, infos, top, containerd)
     release = _text(host, "proc/sys/kernel/osrelease")
     places = {
         "docker": _place(host, "docker", _root_of(stores, "docker", roots.docker), top, types),
@@ -122,6 +124,7 @@ def survey(
     return Node(
         kernel=release,
         docker=next((info.version for info in infos if info.root in told), ""),
+        containerd=containerd,
         installed=tuple(_installed(host, stores)),
         zfs=_text(host, "sys/module/zfs/version"),
         has_zfs_tools=any(host.exists(f"{directory}/zfs") for directory in _PROGRAMS),
@@ -347,7 +350,8 @@ def _version(text: str) -> tuple[int, int] | None:
 def facts(node: Node) -> Iterator[str]:
     """Yield what the advice is drawn from, a line each."""
     versions = [f"Linux {node.kernel}" if node.kernel else "Linux of a version that cannot be told"]
-    versions += [f"{_NAMES[each]} {node.docker if each == 'docker' else ''}".strip() for each in node.installed]
+    known = {"docker": node.docker, "containerd": node.containerd}
+    versions += [f"{_NAMES[each]} {known[each] or '(version unknown)'}" for each in node.installed]
     yield ", ".join(versions + ([f"OpenZFS {node.zfs}"] if node.zfs else []))
     for place in node.places.values():
         d_type = {True: "kept", False: "not kept", None: "cannot be told"}[place.d_type]

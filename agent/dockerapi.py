@@ -30,6 +30,10 @@ class Api(Protocol):
         """Return what the daemon says of itself. It counts containers and runs `runc --version`: minutes apart."""
         ...
 
+    def version(self) -> Any:
+        """Return what the daemon said of its version and its parts' when the client was made."""
+        ...
+
     def volumes(self) -> Any:
         """Return all volumes."""
         ...
@@ -101,13 +105,17 @@ class DockerApi:
             import docker  # noqa: PLC0415  see above
 
             with contextlib.closing(self._client_of(docker.constants.MINIMUM_DOCKER_API_VERSION)) as client:
-                version = client.version(api_version=False)["ApiVersion"]
-            self._client = self._client_of(version)
+                self._version = client.version(api_version=False)
+            self._client = self._client_of(self._version["ApiVersion"])
 
     def info(self) -> Any:
         """Return what the daemon says of itself."""
         with self._asking(self._answer):
             return self._client.info()
+
+    def version(self) -> Any:
+        """Return what the daemon said of its version and its parts'; it is not asked again."""
+        return self._version
 
     def containers(self) -> Any:
         """Return all containers, running or not."""

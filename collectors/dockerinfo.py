@@ -88,7 +88,7 @@ class Informant:
         try:
             api = self.connect(path)
             try:
-                info = parse_info(api.info())
+                info = parse_info(api.info(), api.version())
             finally:
                 api.close()
             if self._signature == signature:

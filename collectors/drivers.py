@@ -18,6 +18,7 @@ from agent.host import Host
 from collectors.readers.docker import Info
 
 SNAPSHOTTER = "io.containerd.snapshotter.v1."
+MANAGED = "containerd/daemon"  # below a data-root: what belongs to a containerd that Docker has started itself
 STORAGE = "containers_storage"  # as `ullage_filesystem_role` has it: one store of CRI-O and Podman both
 Signature = tuple[int, int, int]
 LAYERS_MOST = 10_000  # of a driver that is not in use: a bound on what is read to size it up
@@ -56,8 +57,21 @@ class Residue(NamedTuple):
     size: int
 
 
-def find(host: Host, roots: Roots, infos: Iterable[Info], points: Collection[str]) -> list[Store]:
-    """Return the stores in use below these roots, given what daemons said and where filesystems are mounted."""
+def containerd_version(host: Host, states: Iterable[str], infos: Iterable[Info]) -> str:
+    """Return the version of the node's containerd, by the word of the Docker that uses it.
+
+    Empty where none says so, and where it may be that of another containerd: of several, or of one of Docker's own.
+    """
+    running = [state for state in states if host.exists(f"{state}/containerd.sock")]
+    told = [info.containerd for info in infos if info.containerd and not host.exists(f"{info.root}/{MANAGED}")]
+    return told[0] if len(running) == len(told) == 1 else ""
+
+
+def find(host: Host, roots: Roots, infos: Iterable[Info], points: Collection[str], containerd: str = "") -> list[Store]:
+    """Return the stores in use below these roots, given what daemons said and where filesystems are mounted.
+
+    `containerd` is its version, where somebody knows it.
+    """
     told = {info.root: info for info in infos}
     found = [
         store
@@ -67,7 +81,9 @@ def find(host: Host, roots: Roots, infos: Iterable[Info], points: Collection[str
     taken = {store.path for store in found}
     for root in roots.containerd:
         found += [
-            Store("containerd", driver, root, path) for driver, path in _snapshotters(host, root) if path not in taken
+            Store("containerd", driver, root, path, containerd)
+            for driver, path in _snapshotters(host, root)
+            if path not in taken
         ]
     for root in roots.storage:
         drivers = list(_storage_drivers(host, root))
@@ -87,7 +103,7 @@ def is_storage(host: Host, info: Info) -> bool:
 def _docker(
     host: Host, root: str, containerd: Sequence[str], info: Info | None, points: Collection[str]
 ) -> Store | None:
-    managed = f"{root}/containerd/daemon"
+    managed = f"{root}/{MANAGED}"
     if info is not None:
         if not info.is_containerd:
             return Store("docker", info.driver, root, f"{root}/{info.driver}", info.version, is_told=True)

@@ -113,7 +113,8 @@ class Overlays:
         parameters = dict(_parameters(host))
         with host.skipping():
             self._read_table(host, roots)
-        mounts, found = self._table.overlays, drivers.find(host, roots, infos, self._table.top)
+        containerd = drivers.containerd_version(host, self.start.runtimes.containerd_states, infos)
+        mounts, found = self._table.overlays, drivers.find(host, roots, infos, self._table.top, containerd)
         if not (parameters or mounts or found):
             raise Unsupported("neither overlay nor a container runtime's store is on this node")
         for name, number in parameters.items():

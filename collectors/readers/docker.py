@@ -2,7 +2,8 @@
 
 API: `{"Name": "v", "Driver": "local", "Mountpoint": "/var/lib/docker/volumes/v/_data", "Options": {"type": "tmpfs"}}`
 and events `{"Type": "volume", "Action": "create", "Actor": {"ID": "v", ...}, "timeNano": 1795473853356112003}`.
-and information `{"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]], "DockerRootDir": ...}`.
+and information `{"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]], "DockerRootDir": ...}`
+and versions `{"Version": "20.10.24", "Components": [{"Name": "containerd", "Version": "1.6.20"}]}` (Docker 18.09).
 Files: volumes/NAME/opts.json, containers/ID/config.v2.json, /etc/docker/daemon.json.
 """
 
@@ -74,6 +75,7 @@ class Info(NamedTuple):
     """What a daemon says of its storage. With `is_containerd` the driver is a snapshotter of containerd's.
 
     `has_native_diff` is whether overlay2 makes layers of the upper directory as it is; None for other drivers.
+    `containerd` is the version of the containerd that it uses, empty if it does not say.
     """
 
     root: str
@@ -81,6 +83,7 @@ class Info(NamedTuple):
     version: str
     is_containerd: bool
     has_native_diff: bool | None = None
+    containerd: str = ""
 
 
 class Daemon(NamedTuple):
@@ -141,6 +144,15 @@ class _Info(msgspec.Struct, rename="pascal"):
     server_version: str = ""
 
 
+class _Component(msgspec.Struct, rename="pascal"):
+    name: str
+    version: str
+
+
+class _Version(msgspec.Struct, rename="pascal"):
+    components: list[_Component] | None = None
+
+
 class _Daemon(msgspec.Struct, rename="kebab"):
     data_root: str = ""
     # who wants the data-root alone need not care for what is wrong in the others
@@ -185,15 +197,17 @@ def parse_container(text: bytes) -> Container | None:
     return Container(container.id, container.state.pid, volumes, container.driver)
 
 
-def parse_info(answer: object) -> Info:
-    """Return what the API's information says of storage; ValueError if it is none."""
+def parse_info(answer: object, version: object) -> Info:
+    """Return what the API's information, and its version, say of storage; ValueError if they are none."""
     info = _convert(answer, _Info)
+    components = _convert(version, _Version).components or ()
     if not info.docker_root_dir.startswith("/"):
         raise ValueError(f"no directory: {info.docker_root_dir}")
     status = {pair[0]: pair[1] for pair in info.driver_status or () if len(pair) == _PAIR}
     native = {"true": True, "false": False}.get(status.get("Native Overlay Diff", ""))
     is_containerd = status.get("driver-type") == "io.containerd.snapshotter.v1"
-    return Info(info.docker_root_dir, info.driver, info.server_version, is_containerd, native)
+    beneath = next((each.version for each in components if each.name == "containerd"), "")
+    return Info(info.docker_root_dir, info.driver, info.server_version, is_containerd, native, beneath)
 
 
 def parse_daemon(text: bytes) -> Daemon:

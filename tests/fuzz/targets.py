@@ -193,7 +193,9 @@ def fuzz_docker_answer(answer: object) -> None:
     with suppress(ValueError):
         docker.parse_volume(answer)
     with suppress(ValueError):
-        assert docker.parse_info(answer).root.startswith("/")
+        assert docker.parse_info(answer, {}).root.startswith("/")
+    with suppress(ValueError):
+        assert docker.parse_info({"DockerRootDir": "/", "Driver": "vfs"}, answer).root == "/"
     with suppress(ValueError):
         event = docker.parse_event(answer)
         assert event is None or 0 < event.time < U64

@@ -21,13 +21,13 @@ class Containerd(Daemon):
 
     def __init__(self, directory: Path, root: Path, plugins: str) -> None:
         self.root, self.state = root, directory / "state"
-        self._socket = directory / "s"
+        self.socket = self.state / "containerd.sock"
         self._log = directory / "containerd.log"
         config = directory / "config.toml"
         # the part for Kubernetes wants networks, and starts nothing here
         config.write_text(f'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n{plugins}')
         self._command = [
-            *("containerd", "--config", str(config), "--address", str(self._socket)),
+            *("containerd", "--config", str(config), "--address", str(self.socket)),
             *("--root", str(self.root), "--state", str(self.state)),
         ]
         self._tasks: list[str] = []
@@ -42,7 +42,7 @@ class Containerd(Daemon):
             time.sleep(0.1)
 
     def _ctr(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-        command = ["ctr", "--address", str(self._socket), *arguments]
+        command = ["ctr", "--address", str(self.socket), *arguments]
         return subprocess.run(command, check=False, capture_output=True, input=stdin, timeout=WAIT)
 
     def ctr(self, *arguments: str, stdin: bytes | None = None) -> str:

@@ -59,7 +59,9 @@ def deep_archive(name: str, layers: int) -> bytes:
 class Dockerd(Daemon):
     """The daemon, and the docker command line against it."""
 
-    def __init__(self, directory: Path, storage_driver: str, root: Path | None, options: Iterable[str]) -> None:
+    def __init__(
+        self, directory: Path, storage_driver: str, root: Path | None, options: Iterable[str], containerd: Path | None
+    ) -> None:
         self.root = root or directory / "root"
         self._exec_root = directory / "exec"
         self.socket = directory / "docker.sock"
@@ -72,6 +74,7 @@ class Dockerd(Daemon):
             *("--pidfile", str(self.pid_file), "--storage-driver", storage_driver),
             *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
             *(f"--storage-opt={option}" for option in options),
+            *([f"--containerd={containerd}"] if containerd is not None else []),
         ]
 
     def start(self) -> None:
@@ -143,13 +146,18 @@ class Dockerd(Daemon):
 
 @contextlib.contextmanager
 def dockerd(
-    directory: Path, storage_driver: str = "overlay2", root: Path | None = None, options: Iterable[str] = ()
+    directory: Path,
+    storage_driver: str = "overlay2",
+    root: Path | None = None,
+    options: Iterable[str] = (),
+    containerd: Path | None = None,
 ) -> Iterator[Dockerd]:
     """Have a dockerd for the time of a block. The directory's path must be short: a socket's may have 107 characters.
 
-    `root` is where containers and images are, if not in that directory; `options` are the storage driver's.
+    `root` is where containers and images are, if not in that directory; `options` are the storage driver's;
+    `containerd` is the socket of one that runs already.
     """
-    made = Dockerd(directory, storage_driver, root, options)
+    made = Dockerd(directory, storage_driver, root, options, containerd)
     try:
         made.start()
         yield made

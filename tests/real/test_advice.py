@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.real.conftest import Make, run
+from tests.real.containerd import containerd
 from tests.real.daemon import WAIT
 from tests.real.dockerd import Dockerd, dockerd
 
@@ -26,9 +27,9 @@ def directory() -> Iterator[Path]:
         yield Path(made)
 
 
-def advise(root: Path, socket: Path) -> tuple[int, Any]:
+def advise(root: Path, socket: Path, *flags: str) -> tuple[int, Any]:
     command = [sys.executable, "-m", "agent", "doctor", "--advise", "--json"]
-    command += [f"--runtime.docker.root={root}", f"--runtime.docker.socket={socket}"]
+    command += [f"--runtime.docker.root={root}", f"--runtime.docker.socket={socket}", *flags]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=WAIT)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
@@ -99,6 +100,25 @@ def test_the_advice_is_what_docker_and_the_node_say(
     for name in ("overlay", "btrfs"):
         if name in registered:
             assert told["node"]["has"][name] == "yes"
+
+
+def test_the_version_of_containerd_is_told_by_the_docker_that_uses_it(
+    need: Callable[..., None], filesystem: Make, directory: Path
+) -> None:
+    need("dockerd", "docker", "containerd", "ctr")
+    root = filesystem("ext4", size=256)
+    for name in ("c", "d"):
+        (directory / name).mkdir()
+    with (
+        containerd(directory / "c", root / "containerd") as beneath,
+        dockerd(directory / "d", "overlay2", root / "docker", containerd=beneath.socket) as daemon,
+    ):
+        roots = [f"--runtime.containerd.root={beneath.root}", f"--runtime.containerd.state={beneath.state}"]
+        _, told = advise(daemon.root, daemon.socket, *roots)
+        _, unknown = advise(daemon.root, daemon.socket)
+        _, server = beneath.ctr("version").split("Server:")
+        (version,) = [line.split()[1] for line in server.splitlines() if line.split()[:1] == ["Version:"]]
+    assert (told["node"]["containerd"], unknown["node"]["containerd"]) == (version, "")
 
 
 def test_what_is_not_here_docker_does_not_start_with(

@@ -24,6 +24,7 @@ CONTAINERD = replace(DOCKER, runtime="containerd", path="/var/lib/containerd")
 NODE = Node(
     kernel="6.1.0-18-amd64",
     docker="28.1.1",
+    containerd="1.7.27",
     installed=("docker", "containerd"),
     zfs="",
     has_zfs_tools=False,
@@ -130,6 +131,10 @@ def test_a_person_and_a_machine_are_told_the_same() -> None:
     found = judge(node)
     lines = list(show(node, found))
     assert all(line.isprintable() for line in lines)
+    assert lines[0] == "Linux 6.1.0-18-amd64, Docker 28.1.1, containerd 1.7.27"
+    assert next(show(replace(node, docker="", containerd=""), found)).endswith(
+        "Docker (version unknown), containerd (version unknown)"
+    )
     assert "vfs (Docker): in use" in lines
     told = json.loads(as_json(node, found))
     assert {each["driver"] for each in told["drivers"]} == {each.driver for each in found}

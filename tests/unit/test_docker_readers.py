@@ -86,11 +86,14 @@ def test_a_data_root_is_an_absolute_path() -> None:
 
 def test_what_daemons_say_of_their_storage() -> None:
     graph, snapshotter = (CORPUS / "docker/info.jsonl").read_bytes().splitlines()
-    info = docker.parse_info(json.loads(graph))
-    assert info[1:] == ("overlay2", "20.10.24+dfsg1", False, True)
-    assert docker.parse_info(json.loads(snapshotter))[1:] == ("overlayfs", "29.0.0", True, None)
+    version = json.loads((CORPUS / "docker/version.jsonl").read_bytes())
+    info = docker.parse_info(json.loads(graph), version)
+    assert info[1:] == ("overlay2", "20.10.24+dfsg1", False, True, "1.6.20~ds1")
+    assert docker.parse_info(json.loads(snapshotter), {})[1:] == ("overlayfs", "29.0.0", True, None, "")
     with pytest.raises(ValueError, match="no directory"):
-        docker.parse_info(json.loads(graph) | {"DockerRootDir": ""})
+        docker.parse_info(json.loads(graph) | {"DockerRootDir": ""}, version)
+    with pytest.raises(ValueError, match="Expected"):
+        docker.parse_info(json.loads(graph), {"Components": "none"})
 
 
 def test_what_a_configuration_says_of_storage() -> None:

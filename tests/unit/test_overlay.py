@@ -43,6 +43,9 @@ class Informer(Daemon):
         self.wake = threading.Event()
         self.wake.set()
 
+    def version(self) -> Any:
+        return {"Components": [{"Name": "containerd", "Version": "1.7.27"}]}
+
     def info(self) -> Any:
         self.asked += 1
         self.wake.wait(60)
@@ -381,6 +384,27 @@ def test_a_system_containerd_that_docker_uses_is_told_once(make: Make) -> None:
     lines = [line for line in machine.page.splitlines() if line.startswith("ullage_storage_driver_info")]
     assert len(lines) == 1
     assert 'runtime="docker"' in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("also", "version"),
+    [
+        ((), "1.7.27"),
+        (("run/k3s/containerd/containerd.sock",), ""),
+        ((f"{ROOT}/containerd/daemon/io.containerd.metadata.v1.bolt/meta.db",), ""),
+    ],
+    ids=["one", "two", "docker has its own"],
+)
+def test_the_version_of_containerd_is_dockers_word_where_it_can_mean_no_other(
+    also: tuple[str, ...], version: str, make: Make
+) -> None:
+    machine = make("containerd")
+    for path in ("run/containerd/containerd.sock", *also):
+        machine.write(path, "")
+    machine.connect()
+    machine.run()
+    (line,) = [line for line in machine.page.splitlines() if 'runtime="containerd"' in line]
+    assert f'version="{version}"' in line
 
 
 def test_the_data_root_is_where_the_configuration_says(make: Make) -> None:

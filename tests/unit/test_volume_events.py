@@ -64,6 +64,9 @@ class Daemon:
         self._answer()
         return {}
 
+    def version(self) -> Any:
+        return {}
+
     def volumes(self) -> list[Any]:
         self._answer()
         self.time += 1
@@ -208,7 +211,8 @@ def test_what_happens_between_the_list_and_its_events_is_known_by_the_event(daem
             daemon.create("coming")
             return listed
 
-        info, volume, volume_events, close = daemon.info, daemon.volume, daemon.volume_events, daemon.close
+        info, version, volume = daemon.info, daemon.version, daemon.volume
+        volume_events, close = daemon.volume_events, daemon.close
 
     feed._sync(Slow())
     assert names(feed) == {"coming"}
