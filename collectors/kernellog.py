@@ -31,7 +31,7 @@ from agent.units import Seconds
 from collectors.identities import Identities
 from collectors.kernel_counts import MESSAGE, VERSION, Counts, Tally, encode, load
 from collectors.readers import kernel_events, kmsg
-from collectors.readers.kernel_events import Kill, Victim
+from collectors.readers.kernel_events import OOM_KILL, Choice, Event, Hit, Kill, Victim
 
 LOG = "dev/kmsg"
 ABSENT = "there is no /dev/kmsg: a container sees it only with the node's devices"
@@ -166,6 +166,8 @@ class KernelLog:
     _drained_at: float = 0.0
     _boot_time: int | None = None
     _victim: tuple[Victim, int] | None = None  # and when, in the log's microseconds
+    _hit: bytes = b""
+    _why: Event = OOM_KILL
 
     def __post_init__(self) -> None:
         """Prepare the names of containers, and the file that outlives us."""
@@ -257,15 +259,21 @@ class KernelLog:
             counts.ignored += int(not self._is_past)
             return
         found = kernel_events.classify(record.message)
-        if isinstance(found, Victim):
+        if isinstance(found, Hit):
+            self._hit = found.cgroup
+        elif isinstance(found, Choice):
+            self._why = found.event
+            self._victim = (Victim(None, self._hit), record.microseconds) if self._hit else None
+            self._hit = b""
+        elif isinstance(found, Victim):
             self._victim = found, record.microseconds
-            return
-        if isinstance(found, Kill):
-            self._blame(host, counts, record, found.pid)
-            found = found.event
-        if found is not None:
-            tally = counts.event(found.subsystem, found.event, label(found.device))
-            self._add(host, tally, record)
+        else:
+            if isinstance(found, Kill):
+                self._blame(host, counts, record, found.pid)
+                found = found.event or self._why
+            if found is not None:
+                tally = counts.event(found.subsystem, found.event, label(found.device))
+                self._add(host, tally, record)
 
     def _blame(self, host: Host, counts: Counts, record: kmsg.Record, pid: int) -> None:
         """Count a killed process for its container, if the lines before have told its cgroup."""

@@ -1,6 +1,6 @@
 r"""What the kernel's own lines say of storage and memory: a closed table. What is not in it is no event.
 
-Source: Linux 5.2 to 6.18 (fs/ext4/super.c, fs/jbd2/journal.c, fs/xfs/, fs/btrfs/messages.c, fs/overlayfs/,
+Source: Linux 3.10 to 6.18 (fs/ext4/super.c, fs/jbd2/journal.c, fs/xfs/, fs/btrfs/messages.c, fs/overlayfs/,
 drivers/md/dm-thin.c, drivers/nvme/host/, block/blk-core.c, fs/buffer.c, mm/oom_kill.c, fs/drop_caches.c), OpenZFS 2.
 Each pattern is held against the start of a message. Many lines begin with a process's own name, up to 15 characters
 that anybody chooses: no pattern can be met by such a name and what the kernel writes behind it.
@@ -24,17 +24,38 @@ class Event(NamedTuple):
 
 
 class Victim(NamedTuple):
-    """The process that will be killed for memory and its cgroup; `pid` is None where the whole cgroup will be."""
+    """The process that will be killed for memory and its cgroup; `pid` is None where nobody says which one of it."""
 
     pid: int | None
     cgroup: bytes
 
 
 class Kill(NamedTuple):
-    """A process that was killed for memory: by a cgroup's limit, or because the node had none left."""
+    """A process that was killed for memory: by a cgroup's limit, or because the node had none left.
+
+    `event` is None up to Linux 5.0, where a line before it says why; see Choice.
+    """
+
+    event: Event | None
+    pid: int
+
+
+class Choice(NamedTuple):
+    """Why the process of the next Kill is killed: a line up to Linux 5.0. A child of who is named may be taken instead.
+
+    Who is killed is of the Hit before it, where that is told: the kernel holds some back when many are killed.
+    """
 
     event: Event
-    pid: int
+
+
+class Hit(NamedTuple):
+    """The cgroup of who is killed by a cgroup's limit: a line up to Linux 4.20. A Choice comes after it."""
+
+    cgroup: bytes
+
+
+OOM_KILL = Event("memory", "oom_kill")
 
 
 def _rules(*rules: tuple[str, str]) -> Rules:
@@ -46,9 +67,9 @@ _XFS = r"XFS \((?P<device>[^)]{1,64})\): "
 _BTRFS = r"BTRFS:? (?:critical|error|warning|info) \(device (?P<device>[^ :)]{1,64})[^)]{0,32}\):? "
 _BTRFS_BAD = r"BTRFS:? (?:critical|error) \(device (?P<device>[^ :)]{1,64})[^)]{0,32}\)"
 _THIN = r"device-mapper: thin: \d+:(?P<minor>\d+): "
-_BLOCK = r"(?:blk_update_request: |print_req_error: )?"
+_BLOCK = r"(?:blk_update_request: |print_req_error: |end_request: )?"
 _OF_DEVICE = r" error, dev (?P<device>[^ ,]{1,64}), sector \d"
-_BUFFER = r"Buffer I/O error on dev(?:ice)? (?P<device>[^ ,]{1,64}), logical block \d+, "
+_BUFFER = r"Buffer I/O error on dev(?:ice)? (?P<device>[^ ,]{1,64}), logical block \d+"
 _NVME = r"nvme (?P<device>nvme\d+): "
 
 RULES: Mapping[str, Rules] = {
@@ -72,6 +93,7 @@ RULES: Mapping[str, Rules] = {
         ("transaction_abort", _BTRFS + r"Transaction aborted"),
         ("checksum_error", _BTRFS + r"(?:csum failed|checksum (?:error|verify failed)|bad (?:tree block|csum))"),
         ("device_error", _BTRFS + r"bdev (?:/dev/)?(?P<bdev>\S{1,64}) errs: wr \d"),
+        ("device_error", r"BTRFS: bdev (?:/dev/)?(?P<device>\S{1,64}) errs: wr \d"),
         ("no_space", _BTRFS + r"in \w+:\d+: errno=-28"),
         ("error", _BTRFS_BAD),
     ),
@@ -115,8 +137,9 @@ RULES: Mapping[str, Rules] = {
         ("transport_error", _BLOCK + "recoverable transport" + _OF_DEVICE),
         ("timeout", _BLOCK + "timeout" + _OF_DEVICE),
         ("protection_error", _BLOCK + "protection" + _OF_DEVICE),
-        ("lost_write", _BUFFER + "lost "),
-        ("buffer_error", _BUFFER + "async page read"),
+        ("lost_write", _BUFFER + ", lost "),
+        ("lost_write", r"lost page write due to I/O error on (?P<device>[^ ,]{1,64})"),
+        ("buffer_error", _BUFFER + r"(?:, async page read|\Z)"),
     ),
 }
 _START = re.compile(
@@ -127,19 +150,21 @@ _START = re.compile(
     rb"|(?P<dm_thin>device-mapper: )"
     rb"|(?P<zfs>WARNING: Pool '|PANIC at )"
     rb"|(?P<nvme>nvme nvme)"
-    rb"|(?P<block>I/O error, dev |blk_update_request: |print_req_error: |Buffer I/O error |"
-    rb"critical |recoverable transport |timeout error, |protection error, )"
-    rb"|(?P<memory>oom-kill:|Tasks in /|Memory cgroup out of memory: |Out of memory|Killed process )"
+    rb"|(?P<block>I/O error, dev |blk_update_request: |print_req_error: |end_request: |Buffer I/O error |"
+    rb"lost page write |critical |recoverable transport |timeout error, |protection error, )"
+    rb"|(?P<memory>oom-kill:|Tasks? in /|Memory cgroup out of memory: |Out of memory|Killed process )"
 )
 _VICTIM = re.compile(rb"oom-kill:.*,task_memcg=(/[^\n]*),task=.{0,64},pid=(\d{1,10}),uid=\d+", re.DOTALL)
 _GROUP = re.compile(rb"Tasks in (/.*) are going to be killed due to memory\.oom\.group set", re.DOTALL)
+_HIT = re.compile(rb"Task in (/.*?) killed as a result of limit of /", re.DOTALL)
 _KILLED = re.compile(
-    rb"(?:(?P<cgroup>Memory cgroup out of memory: )|Out of memory(?: \([a-z_]+\))?: )?Killed process (?P<pid>\d{1,10})"
+    rb"(?:(?P<cgroup>Memory cgroup out of memory: )|(?P<node>Out of memory(?: \([a-z_]+\))?: ))?"
+    rb"Kill(?P<done>ed)? process (?P<pid>\d{1,10})"
 )
 _DROPPED = re.compile(rb"(?P<name>.{1,64}?) \(\d+\): drop_caches: (?P<value>\d+)", re.DOTALL)
 
 
-def classify(message: bytes) -> Event | Victim | Kill | None:
+def classify(message: bytes) -> Event | Victim | Kill | Choice | Hit | None:
     """Return what a message of the kernel says, None for all that is not in the table."""
     start = _START.match(message)
     if start is None:
@@ -158,13 +183,18 @@ def classify(message: bytes) -> Event | Victim | Kill | None:
     return None
 
 
-def _memory(message: bytes) -> Victim | Kill | None:
+def _memory(message: bytes) -> Victim | Kill | Choice | Hit | None:
     if match := _VICTIM.fullmatch(message):
         return Victim(int(match[2]), match[1])
     if match := _GROUP.fullmatch(message):
         return Victim(None, match[1])
+    if match := _HIT.match(message):
+        return Hit(match[1])
     if match := _KILLED.match(message):
-        return Kill(Event("memory", "cgroup_oom_kill" if match["cgroup"] else "oom_kill"), int(match["pid"]))
+        event = OOM_KILL if match["node"] else Event("memory", "cgroup_oom_kill") if match["cgroup"] else None
+        if match["done"]:
+            return Kill(event, int(match["pid"]))
+        return Choice(event) if event is not None else None  # who shares its memory is killed as well
     return None
 
 

@@ -217,6 +217,7 @@ def fuzz_kernel_events(raw: bytes) -> None:
         found = kernel_events.classify(message)
         if isinstance(found, kernel_events.Kill):
             expect_u64([found.pid])
+        if isinstance(found, kernel_events.Kill | kernel_events.Choice):
             found = found.event
         if isinstance(found, kernel_events.Event):
             assert found.subsystem in {*kernel_events.RULES, "memory"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.readers.kernel_events import RULES, Event, Kill, Victim, classify, dropped_by
+from collectors.readers.kernel_events import RULES, Choice, Event, Hit, Kill, Victim, classify, dropped_by
 from collectors.readers.kmsg import KERNEL, Record, parse
 
 TREES = Path(__file__).resolve().parents[1] / "trees" / "kernellog"
@@ -87,7 +87,23 @@ def event(message: bytes) -> Event | None:
         (b"nvme nvme0: 8/0/0 default/read/poll queues", None),
         (b"operation not supported error, dev loop0, sector 0 op 0x9:(WRITE_ZEROES)", None),
         (b"print_req_error: I/O error, dev sr0, sector 0", Event("block", "io_error", b"sr0")),
-        (b"Killed process 12 (sh) total-vm:4kB, anon-rss:0kB", Kill(Event("memory", "oom_kill"), 12)),
+        (b"end_request: I/O error, dev sda, sector 0", Event("block", "io_error", b"sda")),
+        (b"Buffer I/O error on device sda1, logical block 5", Event("block", "buffer_error", b"sda1")),
+        (
+            b"Buffer I/O error on dev sda1, logical block 5, lost async page write",
+            Event("block", "lost_write", b"sda1"),
+        ),
+        (b"lost page write due to I/O error on sda1", Event("block", "lost_write", b"sda1")),
+        (b"BTRFS: bdev /dev/sda1 errs: wr 0, rd 1, flush 0", Event("btrfs", "device_error", b"sda1")),
+        (b"Killed process 12 (sh) total-vm:4kB, anon-rss:0kB", Kill(None, 12)),
+        (b"Kill process 12 (sh) sharing same memory", None),
+        (b"Out of memory: Kill process 12 (sh) score 9 or sacrifice child", Choice(Event("memory", "oom_kill"))),
+        (
+            b"Memory cgroup out of memory: Kill process 12 (sh) score 9 or sacrifice child",
+            Choice(Event("memory", "cgroup_oom_kill")),
+        ),
+        (b"Task in /docker/a killed as a result of limit of /docker", Hit(b"/docker/a")),
+        (b"Task in /a killed as a result of limit of /b killed as a result of limit of /a", Hit(b"/a")),
         (b"Out of memory (oom_kill_allocating_task): Killed process 12 (sh)", Kill(Event("memory", "oom_kill"), 12)),
         (b"bash (13814): drop_caches: 3", Event("memory", "drop_caches")),
         (b"a b (1) (13814): drop_caches: 10", Event("memory", "drop_caches")),
@@ -138,6 +154,8 @@ WORDS = sorted(
     | {
         "Memory cgroup out of memory: Killed process 1",
         "Out of memory: Killed process 1",
+        "Out of memory: Kill process 1",
+        "Task in / killed as a result of limit of /",
         "Killed process 1",
         "oom-kill:",
     }

@@ -311,6 +311,27 @@ def test_a_kill_outside_of_containers_is_no_containers(cgroup: str, make: Make) 
     assert page.count("ullage_container_oom_kills_total{") == before.count("ullage_container_oom_kills_total{")
 
 
+def test_up_to_linux_5_0_a_kill_is_why_the_line_before_it_says_and_whose_the_one_before_that(make: Make) -> None:
+    node = make("debian-10")
+    before = node.run()
+    number = tell(
+        node,
+        "Killed process 7 (a) total-vm:1kB",  # another one of the group
+        "Out of memory: Kill process 5 (a) score 9 or sacrifice child",
+        "Killed process 6 (a) total-vm:1kB",
+        number=22,
+        at=60.1,
+    )
+    page = node.run()
+    batch = 'ullage_container_oom_kills_total{container="batch",id="4bb24efc9641",namespace="shop",pod="cart-1"}'
+    assert (value(before, batch), value(page, batch)) == (3, 4)
+    assert (events(page, "memory", "cgroup_oom_kill"), events(page, "memory", "oom_kill")) == (6, 1)
+    tell(node, "Memory cgroup out of memory: Kill process 8 (a) score 9 or sacrifice child", number=number, at=60.2)
+    tell(node, "Killed process 8 (a) total-vm:1kB", number=number + 1, at=60.3)
+    page = node.run()
+    assert (events(page, "memory", "cgroup_oom_kill"), value(page, batch)) == (7, 4)
+
+
 def test_a_kill_without_the_line_that_tells_whose_it_is_is_nobodys(make: Make) -> None:
     node = make()
     node.run()
