@@ -13,9 +13,7 @@ import collectors
 TREES = Path(__file__).resolve().parents[1] / "trees"
 KERNELS, DISTRIBUTIONS = 3, 2
 FEWER = {  # collectors with fewer, and the reason
-    "inotify": "the forms of fdinfo are in tests/fuzz/corpus",
     "layers": "what it reads is a runtime's: Docker, containerd and containers/storage, not a kernel's",
-    "openfiles": "it reads links and numbers of /proc, which have one form",
     "volumes": "what it reads is Docker's, and the table of mounts, which `filesystem` has from others",
 }
 
