@@ -5,7 +5,8 @@ Source: containerd's plugins/snapshots/overlay/overlay.go and core/snapshots/sto
   io.containerd.snapshotter.v1.overlayfs/metadata.db, which alone tells what a snapshot is; see readers/bolt.py
   io.containerd.content.v1.content/ingest/HASH of a download, and of those that never were finished
 A snapshot's name is that of what was made for it: a container's id, `sha256:…` of an image's layer, 25 characters of
-BuildKit's, `extract-…` while an image's layer is unpacked.
+BuildKit's, `extract-…` while an image's layer is unpacked, `migration-…` while Docker copies one from its old store.
+Where containerd's cache of layer contents is on, fs is a link into cache/: nobody counts what lies there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CONTENT = "fs"
 SNAPSHOTTER = "io.containerd.snapshotter.v1.overlayfs"
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _BUILD = re.compile(r"[a-z0-9]{25}")
+_UNPACKED = ("extract-", "migration-")
 _INIT = re.compile(r"[0-9a-f]{64}-init(-key)?")  # Docker's, between a container's and its image's
 
 
@@ -78,6 +80,8 @@ class ContainerdStore:
         orphans = self.unknown.judge(strangers, in_use, now, is_known=snapshots is not None)
         if now - changed < TICK:
             self.unknown.look_again(now)
+        if any(seen.is_elsewhere for seen in looks.values()):
+            host.skip(Malformed(base, "layers have their files elsewhere: what the cache of them holds is not counted"))
         depths = _depths(known.values())
         layers = []
         for name, seen in looks.items():
@@ -93,8 +97,11 @@ class ContainerdStore:
                     seen.identity,
                     seen.files,
                     snapshot.name if snapshot is not None and is_writer else "",
-                    state != "incomplete"
-                    or (snapshot is None and name not in in_use and self.unknown.is_old(seen, now)),
+                    not seen.is_elsewhere
+                    and (
+                        state != "incomplete"
+                        or (snapshot is None and name not in in_use and self.unknown.is_old(seen, now))
+                    ),
                     snapshot.size if snapshot is not None else None,
                     depths.get(snapshot.key, 0) if snapshot is not None else 0,
                 )
@@ -133,9 +140,11 @@ def _state(name: str, snapshot: Snapshot | None) -> State:
         return "build"
     if _INIT.fullmatch(snapshot.name):
         return "container"
+    if snapshot.kind == "snapshot":
+        return "container"  # of which it is a copy
     if snapshot.kind != "active":
         return "image"  # a view holds nothing of its own, and nobody writes to it
-    return "incomplete" if snapshot.name.startswith("extract-") else "container"
+    return "incomplete" if snapshot.name.startswith(_UNPACKED) else "container"
 
 
 def _depths(snapshots: Collection[Snapshot]) -> Mapping[str, int]:

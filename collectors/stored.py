@@ -30,9 +30,9 @@ class Layer:
     `identity` is inode and mtime (nanoseconds) of that subdirectory: another layer by the same name has another.
     `extras` are inodes that are in no subdirectory of it: files directly in its directory, and the links in `l/` that
     lead to it. `container` is the whole id of the container that writes to it; of what `ctr` has made it is the name.
-    `is_settled` is False while somebody may still unpack into it. `size` is bytes as the runtime noted them: for Docker
-    the sum of its files' sizes, for containerd what it takes on the disk, for containers/storage the archive that it
-    was unpacked from. `lowers` are below it.
+    `is_settled` is False while somebody may still unpack into it, and where its files are not to be counted. `size` is
+    bytes as the runtime noted them: for Docker the sum of its files' sizes, for containerd what it takes on the disk,
+    for containers/storage the archive that it was unpacked from. `lowers` are below it.
     """
 
     name: str
@@ -123,11 +123,15 @@ class Store(Protocol):
 
 
 class Look(NamedTuple):
-    """What a layer's directory is by itself. `changed` is when somebody last did, in seconds since the epoch."""
+    """What a layer's directory is by itself. `changed` is when somebody last did, in seconds since the epoch.
+
+    `is_elsewhere` is whether its content is no directory in it, but a link to one.
+    """
 
     identity: tuple[int, int]
     files: int
     changed: float
+    is_elsewhere: bool = False
 
 
 def look(host: Host, path: str, content: str) -> Look | None:
@@ -140,7 +144,8 @@ def look(host: Host, path: str, content: str) -> Look | None:
         return None
     files = sum(not is_directory for is_directory in entries.values())
     # a change of a time is a change of ctime: archives bring the times of their files, which may be to come
-    return Look((inside.st_ino, inside.st_mtime_ns), files, max(own.st_ctime, inside.st_ctime))
+    changed = max(own.st_ctime, inside.st_ctime)
+    return Look((inside.st_ino, inside.st_mtime_ns), files, changed, entries.get(content) is False)
 
 
 def look_at(host: Host, path: str, names: Iterable[str], content: str) -> dict[str, Look]:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-KINDS = {1: "view", 2: "active", 3: "committed"}
+KINDS = {1: "view", 2: "active", 3: "committed", 4: "snapshot"}
 
 _MAGIC, _VERSION = 0xED0CDAED, 2
 _META = struct.Struct("<IIIIQQQQQQ")
@@ -35,8 +35,9 @@ _VARINT = 10  # bytes of the longest
 class Snapshot(NamedTuple):
     """A snapshot of containerd: of `namespace` by its `name` there; `directory` is what its directory is called.
 
-    `kind` is view, active or committed; `parent` is the key of another one. `size` is bytes on the disk, with all
-    directories, and `inodes` their number; containerd counts both once, when it commits.
+    `kind` is view, active, committed, or snapshot: a copy of an active one that nobody writes to. `parent` is the key
+    of another one. `size` is bytes on the disk, with all directories, and `inodes` their number; containerd counts both
+    once, when it commits.
     """
 
     key: str

@@ -28,6 +28,11 @@ def test_snapshots_of_containerd_have_the_directory_that_their_id_says() -> None
     ]
 
 
+def test_a_copy_of_an_active_snapshot_is_one() -> None:
+    data = CONTAINERD.replace(b"kind\x02", b"kind\x04")
+    assert {each.kind for each in bolt.parse_snapshots(data)} == {"committed", "snapshot", "view"}
+
+
 def test_many_snapshots_are_on_branches() -> None:
     found = bolt.parse_snapshots((CORPUS / "containerd-many.db").read_bytes())
     assert len(found) == 25

@@ -97,17 +97,27 @@ def test_where_containerds_own_file_cannot_be_read_there_are_no_orphans(damage: 
     ("kind", "name", "state"),
     [
         ("active", "extract-271828182-YMzM sha256:0f84", "incomplete"),
+        ("active", "migration-sha256:0f84", "incomplete"),
         ("active", "095gdfhw7bynli63v7ww4bvr8", "build"),
         ("committed", "095gdfhw7bynli63v7ww4bvr8", "build"),
         ("committed", f"{hexadecimal('web')}-init", "container"),
         ("active", f"{hexadecimal('web')}-init-key", "container"),
         ("active", hexadecimal("web"), "container"),
+        ("snapshot", hexadecimal("web"), "container"),
         ("view", hexadecimal("web"), "image"),
         ("committed", "sha256:0f84", "image"),
     ],
 )
 def test_a_snapshot_is_what_its_name_says(kind: str, name: str, state: str) -> None:
     assert _state("1", Snapshot(f"k8s.io/9/{name}", "k8s.io", name, 1, kind, "", None, None)) == state
+
+
+def test_a_layer_whose_content_is_elsewhere_is_not_counted(machine: Machine) -> None:
+    snapshot = machine.tree.path / "snapshots/1"
+    (snapshot / "fs").rename(machine.tree.path / "cache")
+    (snapshot / "fs").symlink_to("../../cache")
+    assert {each.name for each in machine.scan().layers if not each.is_settled} == {"1"}
+    assert machine.host.errors == {"malformed": 1}
 
 
 def test_an_init_layer_is_no_container_s_writable_layer(machine: Machine) -> None:
