@@ -157,7 +157,8 @@ STALLED = Finding(
 HELD = Finding(
     "thin-pool-held-root",
     "info",
-    "A metadata snapshot of the thin pool {target} is held for {minutes} minutes: blocks that are freed stay in use.",
+    "A metadata snapshot of the thin pool {target} has been held for {minutes} minutes: blocks that are freed stay in "
+    "use.",
     "If no backup or thin_delta runs: dmsetup message {target} 0 release_metadata_snap",
 )
 
