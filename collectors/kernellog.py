@@ -258,12 +258,19 @@ class KernelLog:
         if record.facility != kmsg.KERNEL:
             counts.ignored += int(not self._is_past)
             return
+        self._classify(host, counts, record)
+
+    def _classify(self, host: Host, counts: Counts, record: kmsg.Record) -> None:
+        """Count what the kernel says; of a kill for memory it says in several lines why it is, and whose."""
         found = kernel_events.classify(record.message)
         if isinstance(found, Hit):
             self._hit = found.cgroup
         elif isinstance(found, Choice):
             self._why = found.event
-            self._victim = (Victim(None, self._hit), record.microseconds) if self._hit else None
+            if self._hit:
+                self._victim = Victim(None, self._hit), record.microseconds
+            elif self._victim is not None and self._victim[0].pid is None:
+                self._victim = None  # that of the kill before this one
             self._hit = b""
         elif isinstance(found, Victim):
             self._victim = found, record.microseconds

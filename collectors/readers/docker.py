@@ -145,8 +145,8 @@ class _Info(msgspec.Struct, rename="pascal"):
 
 
 class _Component(msgspec.Struct, rename="pascal"):
-    name: str
-    version: str
+    name: str = ""
+    version: str = ""
 
 
 class _Version(msgspec.Struct, rename="pascal"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,6 +86,7 @@ def tell(node: Node, *lines: str, number: int = LAST + 1, priority: int = 3, at:
     return number + len(lines)
 
 
+BATCH = hashlib.sha256(b"batch").hexdigest()  # the container of the tree debian-10
 ERROR = "EXT4-fs error (device sdx): ext4_lookup:1785: inode #2: comm ls: deleted inode referenced"
 
 
@@ -327,9 +329,18 @@ def test_up_to_linux_5_0_a_kill_is_why_the_line_before_it_says_and_whose_the_one
     assert (value(before, batch), value(page, batch)) == (3, 4)
     assert (events(page, "memory", "cgroup_oom_kill"), events(page, "memory", "oom_kill")) == (6, 1)
     tell(node, "Memory cgroup out of memory: Kill process 8 (a) score 9 or sacrifice child", number=number, at=60.2)
-    tell(node, "Killed process 8 (a) total-vm:1kB", number=number + 1, at=60.3)
+    number = tell(node, "Killed process 8 (a) total-vm:1kB", number=number + 1, at=60.3)
     page = node.run()
     assert (events(page, "memory", "cgroup_oom_kill"), value(page, batch)) == (7, 4)
+    tell(  # Linux 5.0 has the line of later ones already
+        node,
+        f"oom-kill:constraint=X,task_memcg=/kubepods/pod{'d' * 32}/{BATCH},task=a,pid=9,uid=0",
+        "Memory cgroup out of memory: Kill process 9 (a) score 9 or sacrifice child",
+        "Killed process 9 (a) total-vm:1kB",
+        number=number,
+        at=60.4,
+    )
+    assert value(node.run(), batch) == 5
 
 
 def test_a_kill_without_the_line_that_tells_whose_it_is_is_nobodys(make: Make) -> None:
