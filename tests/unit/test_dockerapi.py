@@ -105,11 +105,11 @@ def server(path: str) -> Iterator[Server]:
 
 
 @pytest.fixture
-def make(path: str) -> Iterator[Callable[[], DockerApi]]:
+def make(path: str) -> Iterator[Callable[..., DockerApi]]:
     made: list[DockerApi] = []
 
-    def connect() -> DockerApi:
-        made.append(DockerApi(path, answer=0.3, silence=0.3))
+    def connect(answer: float = 120.0) -> DockerApi:
+        made.append(DockerApi(path, answer, silence=0.3))
         return made[-1]
 
     yield connect
@@ -117,7 +117,7 @@ def make(path: str) -> Iterator[Callable[[], DockerApi]]:
         api.close()
 
 
-Make = Callable[[], DockerApi]
+Make = Callable[..., DockerApi]
 
 
 def test_volumes_and_one_of_them(server: Server, make: Make) -> None:
@@ -134,7 +134,7 @@ def test_what_it_says_of_itself(server: Server, make: Make) -> None:
     assert make().info() == {"Driver": "overlay2"}
     server.answers["info"] = "silent"
     with pytest.raises(Stuck):
-        make().info()
+        make(0.3).info()
 
 
 def test_times_are_asked_for_with_nine_digits(server: Server, make: Make) -> None:
@@ -195,7 +195,7 @@ def test_each_failure_is_a_typed_error(
 ) -> None:
     server.answers[name] = answer
     with pytest.raises(error):
-        make().volumes()
+        make(120.0 if error is Failed else 0.3).volumes()
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n"
@@ -229,7 +229,7 @@ def pour(start: bytes, gush: bytes) -> Callable[[Handler], None]:
 def test_an_answer_that_drips_has_one_deadline(server: Server, make: Make, name: str, answer: object) -> None:
     server.answers[name] = answer
     with pytest.raises(Stuck):
-        make().volumes() if name == "volumes" else make().volume("a")
+        make(0.3).volumes() if name == "volumes" else make(0.3).volume("a")
 
 
 @pytest.mark.parametrize(
