@@ -43,6 +43,8 @@ LAYERS = 8  # of devices on devices: a bound
 DIGITS = 20  # of a u64
 DOCKER, DOCKER_ID = re.compile(r"docker-\d+:\d+-\d+-[0-9a-f]{64}"), 64
 NOBODY = ("", "", "", "")
+# LVM checks a pool when it activates it; whether it then clears the flag depends on how it was built: Debian's does not
+CLEARS_FLAG = 'global/thin_check_options=["-q","--clear-needs-check-flag"]'
 
 POOL = ("pool",)
 INFO = Metric(
@@ -139,13 +141,13 @@ READ_ONLY = Finding(
     "thin-pool-read-only",
     "critical",
     "The thin pool {target} takes no writes: its mode is {mode}.",
-    "If out_of_data_space: {extend}. If ro or fail: unmount what uses it, then {repair}",
+    "If out_of_data_space: {extend}. If ro: {grow}. If fail, or with thin-pool-needs-check: {repair}",
 )
 UNCHECKED = Finding(
     "thin-pool-needs-check",
     "critical",
     "The metadata of the thin pool {target} needs a check: a transaction was aborted, and the pool stays read-only.",
-    "Unmount what uses it, then {repair}",
+    "The metadata are most likely full: {grow}. Then {repair}",
 )
 STALLED = Finding(
     "thin-pool-io-stalled",
@@ -183,21 +185,32 @@ class _Pool(NamedTuple):
     def extend(self) -> str:
         """How to give it more data blocks."""
         if self.lvm:
-            return f"lvextend --size +10G {self._volume}"
+            return f"lvextend --extents +20%LV {self._volume}"
         return f"grow its data device {self.table.data} and load the pool's table with the new length"
 
-    def grow(self, missing: int) -> str:
-        """How to give it so many bytes more of metadata."""
+    def grow(self, missing: int | None) -> str:
+        """How to give it so many bytes more of metadata, None where nothing tells how many."""
         if self.lvm:
-            return f"lvextend --poolmetadatasize +{missing}b {self._volume}"
-        return f"grow its metadata device {self.table.metadata} by {missing} bytes and reload the pool's table"
+            return f"lvextend --poolmetadatasize +{'SIZE' if missing is None else f'{missing}b'} {self._volume}"
+        by = "" if missing is None else f" by {missing} bytes"
+        return f"grow its metadata device {self.table.metadata}{by} and reload the pool's table"
 
     @property
     def repair(self) -> str:
-        """How to repair its metadata, once nothing uses the pool."""
-        if self.lvm:
-            return f"lvchange --activate n {self._volume}; lvconvert --repair {self._volume}"
-        return f"remove the pool's device, thin_repair its metadata device {self.table.metadata} to a new one"
+        """How to have its metadata checked or, if they are damaged, repaired."""
+        if not self.lvm:
+            return (
+                "unmount what uses it, remove the pool's device, and thin_check --clear-needs-check-flag its metadata "
+                f"device {self.table.metadata}; if that fails: thin_repair it to a new one"
+            )
+        group, name = map(label, self.lvm)
+        every = f"--select 'pool_lv=\"{name}\"' {group}"
+        return (
+            f"unmount what uses it, then: lvchange --activate n {every}; lvchange --activate n {self._volume}; "
+            f"lvchange --activate y --config '{CLEARS_FLAG}' {self._volume}; lvchange --activate y {every}   # if its "
+            f"check fails: lvconvert --repair {self._volume}, and activate as before; a repair undoes what snapshots "
+            "share, and may need metadata of several times the size"
+        )
 
     @property
     def monitor(self) -> str:
@@ -366,12 +379,14 @@ class ThinPools:
         if status is None:
             raise Malformed(name, f"expected the status of a thin pool, got {text[:80]!r}")
         yield MODE(1, name, status.mode)
+        size = status.metadata_total * dm.METADATA_BLOCK if status.metadata_total is not None else None
+        remedies = {"grow": pool.grow(size), "repair": pool.repair}
         if status.mode != "rw":
-            yield READ_ONLY(name, mode=status.mode, extend=pool.extend, repair=pool.repair)
+            yield READ_ONLY(name, mode=status.mode, extend=pool.extend, **remedies)
         if status.needs_check is not None:
             yield NEEDS_CHECK(int(status.needs_check), name)
         if status.needs_check:
-            yield UNCHECKED(name, repair=pool.repair)
+            yield UNCHECKED(name, **remedies)
         block = table.block * dm.SECTOR
         yield BLOCK_SIZE(block, name)
         yield DATA_LOW(table.low_water * block, name)

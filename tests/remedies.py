@@ -50,6 +50,14 @@ WORD_BY_WORD: Mapping[str, str] = {
     ),
     "zfs-sync-disabled": f"{VM}/test_doctor.py::test_pools_of_both_kinds_are_as_their_own_tools_say",
     "zfs-pool-suspended": f"{VM}/test_doctor.py::test_a_suspended_pool_is_critical_until_its_remedy_is_done",
+    "thin-pool-needs-check": (
+        f"{VM}/test_thinpool.py::test_a_burst_ends_in_needs_check_below_full_until_the_remedy_is_done"
+    ),
+    "thin-pool-read-only": f"{VM}/test_thinpool.py::test_lvm_extends_a_full_pool_by_the_remedy_and_then_by_itself",
+    "thin-pool-no-autoextend": f"{VM}/test_thinpool.py::test_lvm_extends_a_full_pool_by_the_remedy_and_then_by_itself",
+    "thin-pool-metadata-small": (
+        f"{VM}/test_thinpool.py::test_metadata_below_the_recommended_size_are_told_until_the_remedy_is_done"
+    ),
     "volume-snapshot-race": f"{VM}/test_volumes.py::test_a_snapshot_that_races_with_a_removal_is_told_once",
     "pressure-candidate": (
         f"{REAL}/test_qgroup.py::test_containers_of_docker_are_named_and_lose_their_limits_with_the_daemon"
@@ -75,10 +83,6 @@ NOT_TRIED: Mapping[str, str] = {
     "daemon-options-unknown": "it is about /etc/docker/daemon.json, which is the machine's own",
     "btrfs-device-errors": "a device is to be replaced; scrub and device stats change nothing",
     "thin-pool-loop-backed": "Docker moves to another driver, as tried for vfs-driver-in-use",
-    "thin-pool-metadata-small": "not tried yet: lvextend --poolmetadatasize, of LVM's own testing",
-    "thin-pool-no-autoextend": "not tried yet: lvchange --monitor needs a running dmeventd",
-    "thin-pool-read-only": "not tried yet: an offline repair of a pool that a test has broken",
-    "thin-pool-needs-check": "not tried yet: an offline repair of a pool that a test has broken",
     "zfs-foreign-snapshots": "it is about another tool's configuration, and which snapshots may go",
     "zfs-version-skew": "a reboot, or other packages",
 }

@@ -84,12 +84,16 @@ def test_each_mode_that_takes_no_writes_is_found_at_once(make: Make) -> None:
     assert pools.run() == set()
     pools.status(LVM, "7 66/512 1024/1024 - out_of_data_space discard_passdown queue_if_no_space - 128 ")
     assert pools.run() == {"thin-pool-read-only"}
-    assert "lvextend --size +10G vg/pool" in pools.remedy("thin-pool-read-only")
+    assert "If out_of_data_space: lvextend --extents +20%LV vg/pool. " in pools.remedy("thin-pool-read-only")
     pools.status(LVM, "7 454/512 1024/2048 - ro discard_passdown queue_if_no_space needs_check 128 ")
     assert pools.run() == {"thin-pool-read-only", "thin-pool-needs-check"}
-    assert "lvconvert --repair vg/pool" in pools.remedy("thin-pool-needs-check")
+    for finding in ("thin-pool-read-only", "thin-pool-needs-check"):
+        assert "lvextend --poolmetadatasize +2097152b vg/pool. " in pools.remedy(finding)
+        assert "lvchange --activate y --select 'pool_lv=\"pool\"' vg" in pools.remedy(finding)
+        assert "lvconvert --repair vg/pool" in pools.remedy(finding)
     pools.status(LVM, "Fail")
     assert pools.run() == {"thin-pool-read-only"}
+    assert "lvextend --poolmetadatasize +SIZE vg/pool. " in pools.remedy("thin-pool-read-only")
     assert f'ullage_thin_pool_mode{{mode="fail",pool="{LVM}"}} 1' in pools.page
     assert "ullage_thin_pool_data_used_bytes{" not in pools.page
     pools.status(LVM, "7 419/512 13800/16384 - rw discard_passdown queue_if_no_space - 128 ")

@@ -26,6 +26,7 @@ from collectors import thinpool
 CHUNK = 65536  # bytes of a data block
 LEAF = 64 * CHUNK  # bytes that one leaf of a thin device's btree maps, at least: a write in each copies every leaf
 SECTOR = 512
+LVM_CONF = Path("/etc/lvm/lvm.conf")
 LVM = """
 global { use_lvmpolld=0 event_activation=0 use_lvmlockd=0 }
 activation { udev_sync=0 udev_rules=0 monitoring=0 verify_udev_operations=0 THRESHOLD }
@@ -126,21 +127,23 @@ def pool(name: str, *, data_mib: int, at_mib: int = 0) -> Iterator[Pool]:
 
 
 @contextlib.contextmanager
-def lvm_pool(threshold: str = "") -> Iterator[str]:
-    """Have LVM's pool vg/pool of 1 GiB with 2 MiB of metadata and the volume vg/t0; return the pool's device name."""
+def lvm_pool(threshold: str = "", *, data: str = "1G", disks: tuple[str, ...] = ("/dev/vdc",)) -> Iterator[str]:
+    """Have LVM's pool vg/pool with 2 MiB of metadata and the volume vg/t0; return the pool's device name."""
     run("modprobe", "dm-thin-pool")
-    Path("/etc/lvm/lvm.conf").write_text(LVM.replace("THRESHOLD", threshold))
-    run("dd", "if=/dev/zero", "of=/dev/vdc", "bs=1M", "count=1", "conv=fsync", "status=none")
-    run("pvcreate", "--quiet", "/dev/vdc")
-    run("vgcreate", "--quiet", "--physicalextentsize", "1M", "vg", "/dev/vdc")
+    LVM_CONF.write_text(LVM.replace("THRESHOLD", threshold))
+    for disk in disks:
+        run("dd", "if=/dev/zero", f"of={disk}", "bs=1M", "count=1", "conv=fsync", "status=none")
+    run("pvcreate", "--quiet", *disks)
+    run("vgcreate", "--quiet", "--physicalextentsize", "1M", "vg", *disks)
     try:
-        size = ("--size", "1G", "--poolmetadatasize", "2M", "--chunksize", "64k", "--poolmetadataspare", "n")
+        size = ("--size", data, "--poolmetadatasize", "2M", "--chunksize", "64k", "--poolmetadataspare", "n")
         run("lvcreate", "-qq", "-y", "--type", "thin-pool", *size, "--name", "pool", "vg")
         run("lvcreate", "-qq", "-y", "--virtualsize", "900M", "--thinpool", "vg/pool", "--name", "t0")
         yield "vg-pool-tpool"
     finally:
         subprocess.run(["vgchange", "--quiet", "--activate", "n", "vg"], check=False, capture_output=True)
-        run("dd", "if=/dev/zero", "of=/dev/vdc", "bs=1M", "count=1", "conv=fsync", "status=none")
+        for disk in disks:
+            run("dd", "if=/dev/zero", f"of={disk}", "bs=1M", "count=1", "conv=fsync", "status=none")
         for line in subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout.splitlines():
             assert not line.startswith("vg-"), line
 
@@ -198,6 +201,11 @@ class Node:
     def findings(self, pool: str) -> set[str]:
         """Return the ids of a pool's findings in the last run."""
         return {found.finding.id for found in self.runner.outcome.findings if found.target == pool}
+
+    def remedy(self, finding: str, pool: str) -> str:
+        """Return the remedy of a pool's finding in the last run."""
+        (found,) = [each for each in self.runner.outcome.findings if (each.finding.id, each.target) == (finding, pool)]
+        return found.remedy
 
     def level(self, watermark: str, pool: str) -> int:
         """Return a watermark's level for a pool after the last run."""

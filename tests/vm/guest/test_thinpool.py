@@ -7,6 +7,8 @@ import errno
 import itertools
 import json
 import os
+import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from agent.latches import Latches
 from agent.runner import Plan
 from agent.scheduler import Scheduler
 from collectors import thinpool
-from tests.vm.guest.pools import LEAF, Node, helper, lvm_pool, mapped, pool, run, write
+from tests.vm.guest.pools import LEAF, LVM_CONF, Node, helper, lvm_pool, mapped, pool, run, write
 
 MIB = 1 << 20
 
@@ -127,19 +129,81 @@ def test_full_data_shows_at_once_and_again_when_writes_fail(node: Node) -> None:
         assert node.findings(made.name) == {"thin-pool-read-only"}
 
 
-@pytest.mark.vm(deadline=180)
-def test_a_burst_ends_in_needs_check_below_full(node: Node) -> None:
-    with pool("burst", data_mib=2048) as made:
-        write(made.thin, 0, 1024 * MIB)
-        for number in range(1, 30):
-            made.snapshot(number)
-            if write(made.thin, 0, 1024 * MIB, LEAF // 2):
+@pytest.mark.vm(deadline=300)
+def test_a_burst_ends_in_needs_check_below_full_until_the_remedy_is_done(node: Node) -> None:
+    with lvm_pool() as name:
+        write("/dev/vg/t0", 0, 800 * MIB)
+        for number in range(100, 130):
+            run("dmsetup", "suspend", "vg-t0")
+            run("dmsetup", "message", name, "0", f"create_snap {number} 1")
+            run("dmsetup", "resume", "vg-t0")
+            if write("/dev/vg/t0", 0, 800 * MIB, LEAF // 2):
                 break
             node.run()
-            assert node.findings(made.name) == set()
-        node.check(made.name)
-        assert node.findings(made.name) == {"thin-pool-read-only", "thin-pool-needs-check"}
-        assert node.value("pool_metadata_used_bytes", made.name) < node.value("pool_metadata_size_bytes", made.name)
+            assert node.findings(name) == {"thin-pool-no-autoextend"}
+        node.check(name)
+        told = {"thin-pool-read-only", "thin-pool-needs-check"}
+        assert node.findings(name) == told | {"thin-pool-no-autoextend"}
+        assert node.value("pool_metadata_used_bytes", name) < node.value("pool_metadata_size_bytes", name)
+        grow, repair = (node.remedy("thin-pool-needs-check", name).partition(": ")[2]).split(". Then ")
+        of_mode = node.remedy("thin-pool-read-only", name)
+        assert f"If ro: {grow}. If fail, or with thin-pool-needs-check: {repair}" in of_mode
+        run("sh", "-ec", grow)
+        node.check(name)
+        assert node.findings(name) >= told
+        run("sh", "-ec", repair.partition("then: ")[2])
+        node.check(name)
+        assert node.findings(name) == {"thin-pool-no-autoextend"}
+        assert node.value("pool_metadata_size_bytes", name) == 4 * MIB
+        assert write("/dev/vg/t0", 0, 800 * MIB, LEAF // 2) == 0
+
+
+@pytest.fixture
+def dmeventd() -> Iterator[Path]:
+    """The file with the number of LVM's monitor, which the first volume to be watched starts; it ends with the test."""
+    file = Path("/run/dmeventd.pid")
+    yield file
+    os.kill(int(file.read_text()), signal.SIGKILL)  # it ignores others while it watches
+    file.unlink()
+
+
+@pytest.mark.usefixtures("no_space_timeout")
+@pytest.mark.vm(deadline=180)
+def test_lvm_extends_a_full_pool_by_the_remedy_and_then_by_itself(node: Node, dmeventd: Path) -> None:
+    with lvm_pool(data="64M") as name:
+        assert write("/dev/vg/t0", 0, 80 * MIB)
+        node.check(name)
+        assert node.findings(name) == {"thin-pool-read-only", "thin-pool-no-autoextend"}
+        remedy = node.remedy("thin-pool-read-only", name)
+        run("sh", "-ec", remedy.partition("If out_of_data_space: ")[2].partition(". If ro: ")[0])
+        node.check(name)
+        assert node.value("pool_data_size_bytes", name) == 77 * MIB
+        assert node.findings(name) == {"thin-pool-no-autoextend"}
+        settings, monitor = node.remedy("thin-pool-no-autoextend", name).split(", then: ")
+        (threshold, amount) = re.findall(r"thin_pool_autoextend_\w+ = \d+", settings)
+        config = LVM_CONF.read_text()
+        LVM_CONF.write_text(config.replace("monitoring=0", f"monitoring=1 {threshold} {amount}"))
+        assert not dmeventd.exists()
+        run("sh", "-ec", monitor)
+        node.check(name)
+        assert node.findings(name) == set()
+        assert write("/dev/vg/t0", 0, 70 * MIB) == 0
+        until = time.monotonic() + 90
+        while node.value("pool_data_size_bytes", name) == 77 * MIB and time.monotonic() < until:
+            time.sleep(0.5)
+            node.run()
+        assert node.value("pool_data_size_bytes", name) == pytest.approx(1.2 * 77 * MIB, abs=2 * MIB)
+        run("lvchange", "--monitor", "n", "vg/pool")
+
+
+@pytest.mark.vm(deadline=180)
+def test_metadata_below_the_recommended_size_are_told_until_the_remedy_is_done(node: Node) -> None:
+    with lvm_pool(data="5G", disks=("/dev/vdb", "/dev/vdc")) as name:
+        node.check(name)
+        assert node.findings(name) == {"thin-pool-metadata-small", "thin-pool-no-autoextend"}
+        run("sh", "-ec", node.remedy("thin-pool-metadata-small", name))
+        node.check(name)
+        assert node.findings(name) == {"thin-pool-no-autoextend"}
 
 
 @pytest.mark.vm(deadline=180)
