@@ -153,15 +153,17 @@ DOMINATED = Finding(
     "warning",
     "Dentries and inodes take {size} MiB of kernel memory, more than the page cache ({cache} MiB): files are many "
     "rather than large.",
-    "Find what walks or makes millions of files (`ullage_container_slab_reclaimable_bytes` on cgroup v2, slabtop). "
-    "`echo 2 > /proc/sys/vm/drop_caches` frees them for the whole node, until the next walk.",
+    "Find what walks or makes millions of files (`ullage_container_slab_reclaimable_bytes` on cgroup v2, slabtop); its "
+    "memory limit bounds them too, and a write to its memory.reclaim frees its own. `echo 2 > "
+    "/proc/sys/vm/drop_caches` frees those of the whole node, until the next walk.",
 )
 DYING_CGROUPS = Finding(
     "dying-cgroups",
     "warning",
     "{count} removed cgroups below {target} still pin kernel memory, mostly by page cache that they read first.",
     "Their memory goes when those pages are reclaimed: `echo 512M > /sys/fs/cgroup/{path}memory.reclaim` (Linux 5.19 "
-    "and newer) asks for that, a bounded amount at a time. Look for jobs that make short-lived containers.",
+    "and newer) asks for that, a bounded amount at a time; it ends with an error where there was less to reclaim. Look "
+    "for jobs that make short-lived containers.",
 )
 
 

@@ -50,6 +50,9 @@ WORD_BY_WORD: Mapping[str, str] = {
     ),
     "zfs-sync-disabled": f"{VM}/test_doctor.py::test_pools_of_both_kinds_are_as_their_own_tools_say",
     "zfs-pool-suspended": f"{VM}/test_doctor.py::test_a_suspended_pool_is_critical_until_its_remedy_is_done",
+    "page-cache-pollution": (f"{VM}/test_pagecache.py::test_a_polluter_is_told_until_half_of_its_cache_is_reclaimed"),
+    "dying-cgroups": (f"{VM}/test_pagecache.py::test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done"),
+    "drop-caches-in-use": f"{VM}/test_pagecache.py::test_what_drops_caches_again_and_again_is_told_and_named",
     "thin-pool-needs-check": (
         f"{VM}/test_thinpool.py::test_a_burst_ends_in_needs_check_below_full_until_the_remedy_is_done"
     ),
@@ -67,6 +70,9 @@ WORD_BY_WORD: Mapping[str, str] = {
 # a test does by hand what the text says
 BY_HAND: Mapping[str, str] = {
     "container-oom-kill": f"{REAL}/test_kernellog.py::test_a_process_killed_for_memory_is_its_containers",
+    "slab-dominated": (
+        f"{VM}/test_pagecache.py::test_who_walks_many_files_is_shown_and_a_reclaim_frees_their_dentries"
+    ),
     "thin-pool-io-stalled": f"{VM}/test_thinpool.py::test_a_pool_that_hangs_is_named_and_leaves_the_other_fresh",
     "thin-pool-held-root": f"{VM}/test_thinpool.py::test_a_held_root_is_told",
     "zfs-recordsize-mismatch": f"{VM}/test_zfs.py::test_small_overwrites_cost_much_in_large_records_alone",
@@ -76,10 +82,6 @@ NOT_TRIED: Mapping[str, str] = {
     "filesystem-errors": "e2fsck is tried for filesystem-shut-down; a btrfs check shows, and mends nothing",
     "inotify-blind-watch": "another program's setting, or another filesystem for its files",
     "drop-caches-process": "it looks for a job of the node's own, which is another on each",
-    "drop-caches-in-use": "it looks for a job of the node's own, which is another on each",
-    "page-cache-pollution": "drop_caches and a smaller limit would take from all that runs on the machine",
-    "slab-dominated": "drop_caches would take from all that runs on the machine",
-    "dying-cgroups": "memory.reclaim of the root would take from all that runs on the machine",
     "daemon-options-unknown": "it is about /etc/docker/daemon.json, which is the machine's own",
     "btrfs-device-errors": "a device is to be replaced; scrub and device stats change nothing",
     "thin-pool-loop-backed": "Docker moves to another driver, as tried for vfs-driver-in-use",
