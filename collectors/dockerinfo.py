@@ -22,6 +22,11 @@ RETRY_EVERY = 30.0  # seconds after a failure
 FIRST = 2.0  # seconds that a run waits for the first answer, so that one run alone has it
 PID_FILE = "run/docker.pid"
 DAEMON_JSON = "/etc/docker/daemon.json"
+MOVE_TO_OVERLAY2 = (  # part of a remedy, which is formatted
+    "docker save --output images.tar $(docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}'); set "
+    f'"storage-driver": "overlay2" in {DAEMON_JSON}; systemctl restart docker; docker load --input images.tar   # '
+    "containers are to be made anew"
+)
 
 Connect = Callable[[str], Api]
 Signature = tuple[tuple[int, int, int], tuple[int, int, int] | None]

@@ -91,7 +91,8 @@ BLIND_WATCH = Finding(
     "{container} has {count} inotify watches on {mountpoint} ({fstype}): it never learns of changes that are made "
     "elsewhere: by another client, behind the mount, or through an overlay above.",
     "Have the program look by itself (poll) instead: `CHOKIDAR_USEPOLLING=true` for what is made of Node.js, "
-    "`tail ---disable-inotify`, or a setting of its own. Or put the files on a local filesystem.",
+    "`tail ---disable-inotify`, or a setting of its own. Or put the files on a local filesystem. Of what is below "
+    "overlays, watch the same file in the overlay's own mount: what is written there never comes to the layer.",
 )
 DEAD = Finding(
     "hot-reload-dead",

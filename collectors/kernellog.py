@@ -93,8 +93,8 @@ DROPPER = Finding(
     "info",
     "The process {target} wrote to /proc/sys/vm/drop_caches {ago} minutes ago, which takes from all containers of the "
     "node what is cached for them: {message}",
-    "Find what starts it and remove it: grep -rs drop_caches /etc/cron* /etc/systemd/system /usr/local /opt. Bound one "
-    "container's cache by its memory limit, or by a write to its memory.reclaim.",
+    "Find what starts it and remove it: grep -rs drop_caches /etc/cron* /var/spool/cron /etc/systemd/system "
+    "/usr/local /opt. Bound one container's cache by its memory limit, or by a write to its memory.reclaim.",
 )
 
 FILESYSTEMS = ("ext4", "xfs", "btrfs")
@@ -105,7 +105,8 @@ DROPPED = ("memory", "drop_caches", "")
 CHECKS = {
     "ext4": "umount {path}; e2fsck -f {path}",
     "xfs": "umount {path}; xfs_repair -n {path}   # without -n it repairs; mount it once before, to replay its log",
-    "btrfs": "umount {path}; btrfs check --readonly {path}",
+    "btrfs": "umount {path}; btrfs check --readonly --check-data-csum {path}   # it mends nothing: files whose data do "
+    "not match are to be restored",
 }
 
 MANY = 10

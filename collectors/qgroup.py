@@ -144,7 +144,9 @@ HAS_ERRORS = Finding(
     "btrfs-device-errors",
     "warning",
     "Device {devid} of the btrfs {uuid} has counted errors: {errors}.",
-    "btrfs device stats {mount}; btrfs scrub start {mount}   # then replace the device, or reset with device stats -z",
+    "btrfs device stats {mount}; btrfs scrub start {mount}   # mends what has a good copy; btrfs scrub status tells. "
+    "Then, for a device that fails: btrfs replace start {devid} /dev/NEW {mount}; for one that is well: "
+    "btrfs device stats --reset {mount}",
 )
 METADATA_FULL = Finding(
     "btrfs-metadata-full",

@@ -9,7 +9,7 @@ from agent.finding import Finding, Found
 from agent.host import Host
 from agent.metric import label
 from collectors import drivers
-from collectors.dockerinfo import DAEMON_JSON
+from collectors.dockerinfo import DAEMON_JSON, MOVE_TO_OVERLAY2
 from collectors.drivers import Residue, Store
 from collectors.readers import storage_opts
 from collectors.readers.docker import Daemon
@@ -34,9 +34,7 @@ COPIES = Finding(
     "warning",
     "{runtime} uses the storage driver {driver} in {target}: each layer, and each container, is a whole copy of what "
     "it stands on, so that ten containers of one image take ten times its bytes and inodes.",
-    "For Docker: docker save --output images.tar $(docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}'); set "
-    '"storage-driver": "overlay2" in /etc/docker/daemon.json; systemctl restart docker; docker load --input images.tar '
-    "  # containers are to be made anew. For containerd: use the snapshotter overlayfs. For CRI-O and Podman: set "
+    f"For Docker: {MOVE_TO_OVERLAY2}. For containerd: use the snapshotter overlayfs. For CRI-O and Podman: set "
     'driver = "overlay" in /etc/containers/storage.conf, and pull the images anew.',
 )
 RESIDUE = Finding(

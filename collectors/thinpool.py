@@ -27,6 +27,7 @@ from agent.host import Host
 from agent.metric import LabelSet, Metric, label
 from agent.privileges import Want
 from agent.watermark import Prediction, Tier, Watermark
+from collectors.dockerinfo import MOVE_TO_OVERLAY2
 from collectors.readers import dm
 from collectors.readers.mountinfo import parse
 
@@ -120,8 +121,8 @@ IS_LOOP_BACKED = Finding(
     "thin-pool-loop-backed",
     "warning",
     "The thin pool {target} lies in files on loop devices ({files}): slow, and it fails when their filesystem is full.",
-    'For Docker: save what you need (docker save, docker commit), stop it, set "storage-driver": "overlay2" in '
-    "/etc/docker/daemon.json, start it and load again. Only to stay with devicemapper: dm.directlvm_device=/dev/DISK",
+    f"For Docker: docker commit CONTAINER IMAGE for each whose files you need; {MOVE_TO_OVERLAY2}. Only to stay with "
+    "devicemapper: dm.directlvm_device=/dev/DISK",
 )
 IS_SMALL = Finding(
     "thin-pool-metadata-small",

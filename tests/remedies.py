@@ -50,6 +50,12 @@ WORD_BY_WORD: Mapping[str, str] = {
     ),
     "zfs-sync-disabled": f"{VM}/test_doctor.py::test_pools_of_both_kinds_are_as_their_own_tools_say",
     "zfs-pool-suspended": f"{VM}/test_doctor.py::test_a_suspended_pool_is_critical_until_its_remedy_is_done",
+    "filesystem-errors": f"{REAL}/test_kernellog.py::test_damaged_data_on_btrfs_and_what_its_remedy_shows",
+    "btrfs-device-errors": f"{REAL}/test_qgroup.py::test_errors_of_a_device_are_told_until_it_is_reset_or_replaced",
+    "drop-caches-process": (f"{VM}/test_kernellog.py::test_a_job_that_drops_caches_is_found_where_its_remedy_looks"),
+    "thin-pool-loop-backed": (
+        f"{VM}/test_thinpool_runtimes.py::test_dockers_loop_files_are_found_until_the_remedy_is_done"
+    ),
     "page-cache-pollution": (f"{VM}/test_pagecache.py::test_a_polluter_is_told_until_half_of_its_cache_is_reclaimed"),
     "dying-cgroups": (f"{VM}/test_pagecache.py::test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done"),
     "drop-caches-in-use": f"{VM}/test_pagecache.py::test_what_drops_caches_again_and_again_is_told_and_named",
@@ -70,6 +76,12 @@ WORD_BY_WORD: Mapping[str, str] = {
 # a test does by hand what the text says
 BY_HAND: Mapping[str, str] = {
     "container-oom-kill": f"{REAL}/test_kernellog.py::test_a_process_killed_for_memory_is_its_containers",
+    "daemon-options-unknown": (
+        f"{VM}/test_overlay.py::test_an_option_that_stops_docker_is_told_until_the_remedy_is_done"
+    ),
+    "inotify-blind-watch": (
+        f"{REAL}/test_inotify.py::test_a_watch_on_a_layer_below_an_overlay_is_blind_and_one_on_the_overlay_is_not"
+    ),
     "slab-dominated": (
         f"{VM}/test_pagecache.py::test_who_walks_many_files_is_shown_and_a_reclaim_frees_their_dentries"
     ),
@@ -79,12 +91,6 @@ BY_HAND: Mapping[str, str] = {
 }
 
 NOT_TRIED: Mapping[str, str] = {
-    "filesystem-errors": "e2fsck is tried for filesystem-shut-down; a btrfs check shows, and mends nothing",
-    "inotify-blind-watch": "another program's setting, or another filesystem for its files",
-    "drop-caches-process": "it looks for a job of the node's own, which is another on each",
-    "daemon-options-unknown": "it is about /etc/docker/daemon.json, which is the machine's own",
-    "btrfs-device-errors": "a device is to be replaced; scrub and device stats change nothing",
-    "thin-pool-loop-backed": "Docker moves to another driver, as tried for vfs-driver-in-use",
     "zfs-foreign-snapshots": "it is about another tool's configuration, and which snapshots may go",
     "zfs-version-skew": "a reboot, or other packages",
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agent.inotify import Inotify
 from tests.real.conftest import Make, StuckFs, run
 from tests.real.observer import Observer, Watched, observer, of, watched
 
@@ -175,9 +176,16 @@ def test_a_watch_on_a_layer_below_an_overlay_is_blind_and_one_on_the_overlay_is_
         assert there.run()["found"] == {}
         program = there.start(*WATCHING, "2", "1", str(layer))
         seen = there.run()
-        ((target, (explanation, _)),) = seen["found"].items()
+        ((target, (explanation, remedy)),) = seen["found"].items()
         assert target.endswith(f" {store}/overlay2")
         assert f"2 inotify watches on {store}/overlay2 (below overlays)" in explanation
+        assert "watch the same file in the overlay's own mount" in remedy
+        inotify = Inotify()
+        stack.callback(inotify.close)
+        inotify.add(str(layer))
+        in_mount = inotify.add(str(merged))
+        (merged / "new").touch()
+        assert [(event.watch, event.name) for event in inotify.read()] == [(in_mount, "new")]
         assert of(seen, "inotify_blind_watches", container="host") == 2
         there.stop(program)
         assert there.run()["found"] == {}

@@ -50,6 +50,7 @@ def test_an_ext4_error_and_its_remedy(filesystem: Make, need: Callable[..., None
     assert int(began) - 2 <= told <= time.time()
     assert f"EXT4-fs error (device {device})" in agent.found("filesystem-errors", device).explanation
     remedy = agent.found("filesystem-shut-down", device).remedy.partition(" then: ")[2]
+    assert agent.found("filesystem-errors", device).remedy.partition(" then: ")[2] == remedy
     assert remedy == f"umount /dev/{device}; e2fsck -f /dev/{device}"
     checked = subprocess.run(remedy.replace("-f", "-fy"), shell=True, check=False, capture_output=True, text=True)
     assert checked.returncode in (0, 1), checked.stdout + checked.stderr
@@ -75,7 +76,9 @@ def test_an_xfs_shutdown_and_its_remedy(filesystem: Make, need: Callable[..., No
     agent.expect_end("filesystem-shut-down", device)
 
 
-def test_damaged_data_on_btrfs(filesystem: Make, need: Callable[..., None], agent: Agent) -> None:
+def test_damaged_data_on_btrfs_and_what_its_remedy_shows(
+    filesystem: Make, need: Callable[..., None], agent: Agent
+) -> None:
     need("btrfs")
     mount = filesystem("btrfs", "-m", "single", size=256)
     device = device_of(mount)
@@ -97,7 +100,18 @@ def test_damaged_data_on_btrfs(filesystem: Make, need: Callable[..., None], agen
     agent.until("btrfs", "checksum_error", device)
     agent.until("btrfs", "device_error", device)
     assert "csum failed" in agent.found("filesystem-errors", device).explanation
-    assert f"btrfs check --readonly /dev/{device}" in agent.found("filesystem-errors", device).remedy
+    umount, check = agent.found("filesystem-errors", device).remedy.partition(" then: ")[2].split("; ", 1)
+    check = check.partition("   #")[0]
+    run("sh", "-ec", umount)
+    shown = subprocess.run(check, shell=True, check=False, capture_output=True, text=True)
+    assert shown.returncode != 0, shown
+    assert " csum 0x" in shown.stdout + shown.stderr
+    run("mount", f"/dev/{device}", str(mount))
+    (mount / "file").write_bytes(pattern * 16)  # restored
+    run("sh", "-ec", umount)
+    run("sh", "-ec", check)
+    run("mount", f"/dev/{device}", str(mount))
+    agent.expect_end("filesystem-errors", device)
 
 
 def test_reads_of_a_drive_that_fail(filesystem: Make, agent: Agent) -> None:

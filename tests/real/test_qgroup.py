@@ -355,6 +355,66 @@ def test_the_remedy_for_full_metadata_works_when_it_is_found(filesystem: Make, i
     assert empty_files(node.mount / "files", number, 20_000)
 
 
+def damage(image: Path, pattern: bytes) -> None:
+    """Change what a disk holds of a file, below the filesystem."""
+    with open(image, "r+b") as file:
+        place = file.read().find(pattern)
+        assert place > 0
+        file.seek(place)
+        file.write(b"damaged!")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def test_errors_of_a_device_are_told_until_it_is_reset_or_replaced(
+    filesystem: Make, ioctls: HelperIoctls, tmp_path: Path, stack: contextlib.ExitStack
+) -> None:
+    disks = []
+    for name in ("second", "third"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(256 * MIB)
+        disks.append(run("losetup", "--find", "--show", str(tmp_path / name)))
+        stack.callback(run, "losetup", "--detach", disks[-1])
+    second, third = disks
+    node = Node(filesystem("btrfs", size=256), ioctls)
+    mount, data = str(node.mount), os.urandom(64 * 1024)
+    run("btrfs", "device", "add", "-f", second, mount)
+    run("btrfs", "balance", "start", "-dconvert=raid1", "-mconvert=raid1", mount)
+    (node.mount / "file").write_bytes(data)
+    run("btrfs", "filesystem", "sync", mount)
+    assert node.findings() == set()
+
+    def found_after_damage() -> tuple[str, str, str]:
+        """Return the remedy's commands: to look, to replace, to reset."""
+        damage(tmp_path / "second", data[:4096])
+        run("btrfs", "scrub", "start", "-B", mount)
+        (found,) = node.found()
+        assert (found.finding.id, found.target) == ("btrfs-device-errors", f"{node.uuid}/2")
+        look, _, then = found.remedy.partition("   #")
+        replace, reset = then.split("fails: ")[1].split("; for one that is well: ")
+        return look, replace, reset
+
+    look, _, reset = found_after_damage()
+    assert f"[{second}].corruption_errs  1" in run("sh", "-ec", look)
+    until(lambda: "finished" in run("btrfs", "scrub", "status", mount))
+    run("sh", "-ec", reset)
+    assert node.findings() == set()
+    _, replace, _ = found_after_damage()
+    run("sh", "-ec", replace.replace("/dev/NEW", third))
+    until(lambda: "finished" in run("btrfs", "replace", "status", "-1", mount))
+    assert node.findings() == set()
+    assert third in run("btrfs", "device", "stats", mount)
+    assert second not in run("btrfs", "device", "stats", mount)
+    assert (node.mount / "file").read_bytes() == data
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 @pytest.mark.docker
 def test_containers_of_docker_are_named_and_lose_their_limits_with_the_daemon(
     filesystem: Make, need: Callable[..., None], ioctls: HelperIoctls

@@ -412,7 +412,7 @@ def test_a_finding_says_what_the_kernel_said_last_and_how_to_look(make: Make) ->
         "xfs_fs_goingdown+0x63/0xb0 (fs/xfs/xfs_fsops.c:475).  Shutting down filesystem."
     )
     assert "umount /dev/loop0; xfs_repair -n /dev/loop0" in found.remedy
-    assert "btrfs check --readonly /dev/loop0" in node.found()["filesystem-errors", "loop0"].remedy
+    assert "btrfs check --readonly --check-data-csum /dev/loop0" in node.found()["filesystem-errors", "loop0"].remedy
     assert "lsblk --inverse /dev/loop0" in node.found()["drive-errors", "loop0"].remedy
     assert (
         "docker update --memory SIZE --memory-swap SIZE 60ca562972f6"

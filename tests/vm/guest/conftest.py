@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.vm.guest.pools import run
 from tests.vm.guest.zpool import Pool
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -34,6 +36,24 @@ def cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
         time.sleep(0.01)
     for directory, _, _ in os.walk(group, topdown=False):
         os.rmdir(directory)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="u-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real ext4 on the third disk: the guest's own root is in memory, and runtimes refuse it."""
+    run("mkfs.ext4", "-q", "-F", "/dev/vdc")
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    run("mount", "/dev/vdc", str(mount))
+    yield mount
+    run("umount", str(mount))
 
 
 @pytest.fixture

@@ -57,6 +57,15 @@ def write(path: str, start: int, end: int, step: int = CHUNK) -> int:
     return 0
 
 
+def until_settled(pool: str) -> None:
+    """Wait until the kernel, which does so every second, has committed what was written."""
+    time.sleep(1.1)
+    before, now = "", run("dmsetup", "status", "--noflush", pool)
+    while before != now:
+        time.sleep(0.2)
+        before, now = now, run("dmsetup", "status", "--noflush", pool)
+
+
 @contextlib.contextmanager
 def mapped(name: str, table: str) -> Iterator[str]:
     """Have a mapped device for the time of a block; return its path."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def test_a_thin_pool_whose_metadata_fails(agent: Agent) -> None:
         assert write(made.thin, 10 * MIB, 14 * MIB)
         agent.until("dm_thin", "metadata_error", device)
         agent.until("dm_thin", "mode_fail", device)
+
+
+def test_a_job_that_drops_caches_is_found_where_its_remedy_looks(agent: Agent) -> None:
+    job = Path("/etc/cron.d/cleaner")
+    job.write_text("0 * * * * root echo 1 > /proc/sys/vm/drop_caches\n")
+    run("sh", "-c", "printf cleaner > /proc/self/comm; echo 1 > /proc/sys/vm/drop_caches")
+    agent.until("memory", "drop_caches", "")
+    remedy = agent.found("drop-caches-process", "cleaner").remedy
+    look = remedy.partition("remove it: ")[2].partition(". Bound")[0]
+
+    def seen() -> str:
+        """Return what is found, but not in what this host has much of."""
+        script = f"mount -t tmpfs none /opt; mount -t tmpfs none /usr/local; {look}"
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script], check=False, capture_output=True, text=True
+        ).stdout
+
+    assert f"{job}:0 * * * * root echo 1" in seen()
+    job.unlink()
+    assert str(job) not in seen()
 
 
 def test_all_processes_of_a_container_with_oom_group_are_its_own(agent: Agent) -> None:

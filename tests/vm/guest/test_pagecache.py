@@ -33,17 +33,6 @@ def sweep() -> Iterator[Sweep]:
     made.running.close()
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real ext4 on the guest's first disk: its root is in memory, whose pages are tmpfs'."""
-    run("mkfs.ext4", "-q", "-F", "/dev/vda")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    run("mount", "/dev/vda", str(mount))
-    yield mount
-    run("umount", str(mount))
-
-
 def test_memory_is_version_2_here() -> None:
     found = layout(Host())
     assert found is not None

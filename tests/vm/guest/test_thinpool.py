@@ -22,7 +22,7 @@ from agent.latches import Latches
 from agent.runner import Plan
 from agent.scheduler import Scheduler
 from collectors import thinpool
-from tests.vm.guest.pools import LEAF, LVM_CONF, Node, helper, lvm_pool, mapped, pool, run, write
+from tests.vm.guest.pools import LEAF, LVM_CONF, Node, helper, lvm_pool, mapped, pool, run, until_settled, write
 
 MIB = 1 << 20
 
@@ -42,15 +42,6 @@ def no_space_timeout() -> Iterator[None]:
     path.write_text("5")
     yield
     path.write_text(before)
-
-
-def until_settled(pool: str) -> None:
-    """Wait until the kernel, which does so every second, has committed what was written."""
-    time.sleep(1.1)
-    before, now = "", run("dmsetup", "status", "--noflush", pool)
-    while before != now:
-        time.sleep(0.2)
-        before, now = now, run("dmsetup", "status", "--noflush", pool)
 
 
 def lvs(volume: str) -> dict[str, float]:

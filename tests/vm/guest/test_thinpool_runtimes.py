@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,29 +9,11 @@ import pytest
 from agent.containers import Runtimes
 from tests.real.containerd import containerd
 from tests.real.dockerd import dockerd
-from tests.vm.guest.pools import Node, empty_pool, helper, run
+from tests.vm.guest.pools import Node, empty_pool, helper, run, until_settled
 
 MIB = 1 << 20
 SCRIPT = "dd if=/dev/zero of=/big bs=1M count=6; sync; exec sleep 600"
 OPTIONS = ("dm.override_udev_sync_check=true", "dm.basesize=300M", "dm.fs=ext4")
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's name."""
-    with tempfile.TemporaryDirectory(prefix="u-") as made:
-        yield Path(made)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 on the third disk: runtimes refuse the guest's own root."""
-    run("mkfs.ext4", "-q", "-F", "/dev/vdc")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    run("mount", "/dev/vdc", str(mount))
-    yield mount
-    run("umount", str(mount))
 
 
 def named(node: Node, container: str) -> tuple[str, float]:
@@ -45,8 +25,8 @@ def named(node: Node, container: str) -> tuple[str, float]:
     return name, node.values("device_mapped_bytes", name)[at]
 
 
-@pytest.mark.vm(deadline=180)
-def test_dockers_loop_files_are_found_with_the_way_to_leave(short: Path, disk: Path) -> None:
+@pytest.mark.vm(deadline=300)
+def test_dockers_loop_files_are_found_until_the_remedy_is_done(short: Path, disk: Path) -> None:
     run("modprobe", "-a", "loop", "dm-thin-pool")
     options = (*OPTIONS, "dm.loopdatasize=2G", "dm.loopmetadatasize=64M")
     with (
@@ -59,6 +39,8 @@ def test_dockers_loop_files_are_found_with_the_way_to_leave(short: Path, disk: P
         node.run()
         name, used = named(node, "web")
         assert used >= 6 * MIB
+        docker.docker("exec", "web", "/bin/sync")
+        until_settled(name)
         node.check(name)
         (info,) = node.labels("pool_info")
         files = docker.root / "devicemapper" / "devicemapper"
@@ -67,9 +49,20 @@ def test_dockers_loop_files_are_found_with_the_way_to_leave(short: Path, disk: P
         assert node.findings(name) == {"thin-pool-loop-backed"}
         (found,) = node.runner.outcome.findings
         assert str(files / "data") in found.explanation
-        assert '"storage-driver": "overlay2"' in found.remedy
         assert node.value("pool_data_size_bytes", name) == 2 << 30
         assert node.value("pool_metadata_size_bytes", name) == 64 * MIB
+        commit, save, set_driver, _, load = found.remedy.partition("For Docker: ")[2].partition("   #")[0].split("; ")
+        with_docker = f"cd {short}; export DOCKER_HOST=unix://{docker.socket}"
+        run("sh", "-ec", f"{with_docker}; {commit.partition(' for ')[0].replace('CONTAINER IMAGE', 'web kept:latest')}")
+        run("sh", "-ec", f"{with_docker}; {save}")
+        assert '"overlay2"' in set_driver
+        docker.stop()
+        with dockerd(short, "overlay2", disk / "docker") as other:
+            run("sh", "-ec", f"{with_docker}; {load}")
+            node.run()
+            assert node.findings(name) == set()
+            size = other.docker("run", "--rm", "--network=none", "kept", "/bin/busybox", "stat", "-c", "%s", "/big")
+            assert size == str(6 * MIB)
 
 
 @pytest.mark.vm(deadline=180)
