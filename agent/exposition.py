@@ -51,7 +51,7 @@ def number(value: float) -> str:
 
 
 class _Kept(NamedTuple):
-    """What a renderer keeps of a family's last round."""
+    """What a renderer keeps of a family's last round; no template while its values stay the same."""
 
     labelsets: Sequence[LabelSet]
     conversion: str
@@ -76,13 +76,14 @@ class Renderer:
         conversion = _conversion(values)
         is_plain = conversion != "%b"
         kept = self._kept.get(metric)
-        is_same = kept is not None and (kept.labelsets is labelsets or kept.labelsets == labelsets)
-        if kept is None or not is_same or kept.conversion != conversion:
-            template = _template(metric, labelsets, conversion)
-        elif conversion == "%d" and kept.values is not values and kept.values == values:
+        if kept is not None and kept.labelsets is not labelsets and kept.labelsets != labelsets:
+            kept = None
+        if kept is not None and kept.conversion != conversion:
+            kept = None
+        if kept is not None and conversion == "%d" and kept.values is not values and kept.values == values:
+            self._kept[metric] = kept._replace(template=b"")  # as large as the body, and needed with a new value only
             return kept.body
-        else:
-            template = kept.template
+        template = (kept.template if kept is not None else b"") or _template(metric, labelsets, conversion)
         body = template % (tuple(values) if is_plain else tuple(number(value).encode() for value in values))
         if kept is not None and kept.body == body:
             body = kept.body  # one object is known again at a glance

@@ -140,7 +140,13 @@ def test_a_renderer_that_is_used_again_gives_what_a_new_one_gives(first: list[fl
     used = Renderer()
     used.render(Family(metric, labelsets, first))
     other = (("1",), ("2",), ("4",))
-    for each, values in ((labelsets, second), (other, first), (other, second)):
+    for each, values in (
+        (labelsets, [*first]),
+        (labelsets, second),
+        (other, first),
+        (other, [*first]),
+        (other, second),
+    ):
         assert used.render(Family(metric, each, values)) == Renderer().render(Family(metric, each, values))
 
 
