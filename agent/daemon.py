@@ -41,6 +41,7 @@ from agent.webconfig import load as load_web
 STOP_WITHIN = 1.0  # seconds for collectors to end; the whole stop is promised within two
 SAVE_WITHIN = 0.5  # seconds for the last save: its disk may hang
 KEEP_EVERY = 5.0  # seconds between looks at what is overdue, unsaved, or changed on disk
+REFRESH_EVERY = 10.0  # seconds after which the agent's own page is made again without any news
 DESCRIPTORS = 65536
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -209,12 +210,12 @@ class Daemon:
         """Keep the agent's own page current: at once where a run has found something else, every few seconds if not."""
         scheduler, due = self._engine.scheduler, 0.0
         while not self._is_stopping:
-            scheduler.changed.wait(max(0.0, due - time.monotonic()))
+            scheduler.changed.wait(KEEP_EVERY)
             scheduler.changed.clear()
             scheduler.tell_overdue()
             if self._engine.has_news() or time.monotonic() >= due:
                 self._engine.publish()
-                due = time.monotonic() + KEEP_EVERY
+                due = time.monotonic() + REFRESH_EVERY
 
     def _keep_files(self) -> None:
         """Keep what lies on disks: save the state, take over changed certificates. A sick disk hangs only this."""
