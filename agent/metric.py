@@ -89,6 +89,8 @@ def label(text: str | bytes, limit: int = LABEL_LIMIT) -> str:
     U+FFFD; a longer text is cut and ends in `~` and a hash of the whole, so that two cut texts stay two.
     Quotes, newlines and backslashes stay: the renderer escapes them.
     """
+    if isinstance(text, str) and len(text) <= limit and text.isascii():
+        return text
     try:
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON can smuggle in
