@@ -56,6 +56,7 @@ WORD_BY_WORD: Mapping[str, str] = {
     "thin-pool-loop-backed": (
         f"{VM}/test_thinpool_runtimes.py::test_dockers_loop_files_are_found_until_the_remedy_is_done"
     ),
+    "zfs-foreign-snapshots": f"{VM}/test_zfs.py::test_dockers_datasets_are_those_of_its_containers",
     "page-cache-pollution": (f"{VM}/test_pagecache.py::test_a_polluter_is_told_until_half_of_its_cache_is_reclaimed"),
     "dying-cgroups": (f"{VM}/test_pagecache.py::test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done"),
     "drop-caches-in-use": f"{VM}/test_pagecache.py::test_what_drops_caches_again_and_again_is_told_and_named",
@@ -91,6 +92,5 @@ BY_HAND: Mapping[str, str] = {
 }
 
 NOT_TRIED: Mapping[str, str] = {
-    "zfs-foreign-snapshots": "it is about another tool's configuration, and which snapshots may go",
     "zfs-version-skew": "a reboot, or other packages",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -334,9 +335,24 @@ def test_dockers_datasets_are_those_of_its_containers(pool: Pool, clock: Clock) 
         assert node.findings() == set()
         assert sum(node.values("zfs_dataset_snapshots")) > 0
         run("zfs", "snapshot", "-r", "tank/docker@autosnap_2026-11-25_02:38:43_hourly")
+        run("zfs", "snapshot", "-r", "tank/docker@zfs-auto-snap_hourly-2026-11-25-0317")
         clock.now += 1000
         node.run()
         assert node.findings() == {("zfs-foreign-snapshots", "tank/docker")}
         (found,) = node.runner.outcome.findings
-        assert "of sanoid" in found.explanation
+        assert "of zfs-auto-snapshot, sanoid" in found.explanation
+        exclude, look = found.remedy.partition(". Give [")[0], re.search(r"\((zfs list .*?)\)", found.remedy)
+        run("sh", "-ec", exclude)
+        below = run("zfs", "get", "-H", "-r", "-t", "filesystem", "-o", "value", "com.sun:auto-snapshot", "tank/docker")
+        assert set(below.split()) == {"false"}
+        assert look is not None
+        for line in run("sh", "-ec", look[1]).splitlines():
+            name, holds = line.split("\t")
+            if "@autosnap_" in name or "@zfs-auto-snap_" in name:
+                assert holds == "0"
+                run("zfs", "destroy", name)
+        clock.now += 1000
+        node.run()
+        assert node.findings() == set()
+        docker.docker("rm", "--force", "web")
         node.commands.close()
