@@ -52,13 +52,13 @@ WORD_BY_WORD: Mapping[str, str] = {
     "zfs-pool-suspended": f"{VM}/test_doctor.py::test_a_suspended_pool_is_critical_until_its_remedy_is_done",
     "filesystem-errors": f"{REAL}/test_kernellog.py::test_damaged_data_on_btrfs_and_what_its_remedy_shows",
     "btrfs-device-errors": f"{REAL}/test_qgroup.py::test_errors_of_a_device_are_told_until_it_is_reset_or_replaced",
-    "drop-caches-process": (f"{VM}/test_kernellog.py::test_a_job_that_drops_caches_is_found_where_its_remedy_looks"),
+    "drop-caches-process": f"{VM}/test_kernellog.py::test_a_job_that_drops_caches_is_found_where_its_remedy_looks",
     "thin-pool-loop-backed": (
         f"{VM}/test_thinpool_runtimes.py::test_dockers_loop_files_are_found_until_the_remedy_is_done"
     ),
     "zfs-foreign-snapshots": f"{VM}/test_zfs.py::test_dockers_datasets_are_those_of_its_containers",
-    "page-cache-pollution": (f"{VM}/test_pagecache.py::test_a_polluter_is_told_until_half_of_its_cache_is_reclaimed"),
-    "dying-cgroups": (f"{VM}/test_pagecache.py::test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done"),
+    "page-cache-pollution": f"{VM}/test_pagecache.py::test_a_polluter_is_told_until_half_of_its_cache_is_reclaimed",
+    "dying-cgroups": f"{VM}/test_pagecache.py::test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done",
     "drop-caches-in-use": f"{VM}/test_pagecache.py::test_what_drops_caches_again_and_again_is_told_and_named",
     "thin-pool-needs-check": (
         f"{VM}/test_thinpool.py::test_a_burst_ends_in_needs_check_below_full_until_the_remedy_is_done"
@@ -80,9 +80,11 @@ BY_HAND: Mapping[str, str] = {
     "daemon-options-unknown": (
         f"{VM}/test_overlay.py::test_an_option_that_stops_docker_is_told_until_the_remedy_is_done"
     ),
+    # below an overlay; how a program polls is its own
     "inotify-blind-watch": (
         f"{REAL}/test_inotify.py::test_a_watch_on_a_layer_below_an_overlay_is_blind_and_one_on_the_overlay_is_not"
     ),
+    # but for drop_caches, at which the lab's root hangs
     "slab-dominated": (
         f"{VM}/test_pagecache.py::test_who_walks_many_files_is_shown_and_a_reclaim_frees_their_dentries"
     ),
