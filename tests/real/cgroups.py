@@ -12,7 +12,7 @@ from agent.collector import Start
 from agent.host import Host
 from agent.metric import Family
 from collectors.cgroups import layout
-from collectors.pagecache import PageCache, Settings
+from collectors.pagecache import LIMIT_EVERY, PageCache, Settings
 
 MIB = 1 << 20
 
@@ -60,14 +60,16 @@ def cgroup(path: Path, controller: str = "memory") -> Iterator[Cgroup]:
 
 
 class Sweep:
-    """The collector at work on the real tree."""
+    """The collector at work on the real tree; its clock goes on, so that each run looks at limits as well."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.host = Host()
-        self.running = PageCache(Start(self.host, settings or Settings(top=10_000)))
+        self._now = 1000.0
+        self.running = PageCache(Start(self.host, settings or Settings(top=10_000)), lambda: self._now)
 
     def read(self) -> dict[str, dict[str, float]]:
         """Do one run; return the values by metric, its prefix left out, and the container's short id."""
+        self._now += LIMIT_EVERY
         found: dict[str, dict[str, float]] = {}
         for item in self.running.collect(self.host):
             if isinstance(item, Family) and item.metric.name.startswith("ullage_container_"):
