@@ -201,8 +201,8 @@ class _Pool(NamedTuple):
         """How to have its metadata checked or, if they are damaged, repaired."""
         if not self.lvm:
             return (
-                "unmount what uses it, remove the pool's device, and thin_check --clear-needs-check-flag its metadata "
-                f"device {self.table.metadata}; if that fails: thin_repair it to a new one"
+                "unmount what uses it, remove the pool's device, thin_check --clear-needs-check-flag its metadata "
+                f"device {self.table.metadata} (if that fails: thin_repair it to a new one), and make the pool anew"
             )
         group, name = map(label, self.lvm)
         every = f"--select 'pool_lv=\"{name}\"' {group}"
