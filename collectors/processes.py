@@ -18,14 +18,14 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
 from typing import Any, NamedTuple, TypeVar
 
 from agent.budget import Budget
 from agent.containers import outermost
-from agent.errors import Denied, HostError, Malformed, Stuck, Vanished
+from agent.errors import Denied, Failed, HostError, Malformed, Stuck, Vanished
 from agent.host import Host, Inode
 from agent.metric import LabelSet, label
 from agent.namespaces import INITIAL, Owner, compare, owner
@@ -190,6 +190,7 @@ class _Pass:
         self._mounts: dict[int, _Mounted] = {}
         self._kept: dict[_Mounted, _Mounted] = {}  # each once in memory
         self._blind: dict[Namespace, Blind] = {}
+        self._refused: set[Namespace] = set()
         self._disks: dict[str, LabelSet] = {}
         self._top: dict[str, Mount] = {}
         self._layers: dict[bytes, str] = {}  # directories below overlays, as watches name them: what they lie in
@@ -310,15 +311,26 @@ class _Pass:
                 elif procfs.is_deleted_file(link):
                     deleted.append((name, link))
             yield
-        # processes with another root see another part of the same namespace
-        namespace = self.host.link(f"proc/{pid}/ns/mnt"), self.host.link(f"proc/{pid}/root")
-        if namespace not in self._blind:
-            yield from self._read_mounts(pid, group, namespace)
+        blind = yield from self._blind_in(pid, group)
         if instances:
-            yield from self._inotify(pid, group, instances, self._blind[namespace])
+            yield from self._inotify(pid, group, instances, blind)
         for files in _batches(deleted):
             self._held(pid, group, files)
             yield
+
+    def _blind_in(self, pid: str, group: str) -> Generator[None, None, Blind]:
+        """Return the filesystems where no event arrives, of those that a process sees."""
+        # processes with another root see another part of the same namespace
+        namespace = self.host.link(f"proc/{pid}/ns/mnt"), self.host.link(f"proc/{pid}/root")
+        if namespace in self._refused:
+            raise _TooMany("too_many")
+        if namespace not in self._blind:
+            try:
+                yield from self._read_mounts(pid, group, namespace)
+            except (_TooMany, Failed):
+                self._refused.add(namespace)  # it is not read for each of its processes
+                raise
+        return self._blind[namespace]
 
     def _read_mounts(self, pid: str, group: str, namespace: Namespace) -> Iterator[None]:
         if len(self._blind) >= NAMESPACES:

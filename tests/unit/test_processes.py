@@ -130,6 +130,24 @@ def test_of_a_namespace_with_too_many_mounts_nobody_is_judged_and_no_memory_take
     assert reading.skipped["too_many"] == 0
 
 
+def test_a_table_that_is_too_large_is_read_once_and_not_for_each_process(host: Host) -> None:
+    read = []
+
+    class Counting(Host):
+        def read(self, path: str, most: int = 0) -> bytes:
+            read.append(path)
+            return super().read(path, most)
+
+    sharing = ("21846", "21848")
+    for pid in sharing:
+        Path(f"{host.procfs}/{pid}/mountinfo").write_text("1 " + "x" * TABLE)
+    counting = Counting(host.procfs, host.sysfs, host.rootfs, host.dev, host.prober)
+    reading = Processes().reading(counting, Clocks(0.0).budget(1.0), 0)
+    assert reading is not None
+    assert (reading.skipped["failed"], reading.skipped["too_many"]) == (1, 1)
+    assert sum(path in [f"proc/{pid}/mountinfo" for pid in sharing] for path in read) == 1
+
+
 def test_the_path_of_a_cgroup_is_cut_at_a_directory(host: Host) -> None:
     Path(f"{host.procfs}/21890/cgroup").write_text("0::/docker" + "/0123456789" * 200 + "\n")
     reading = Processes().reading(host, Clocks(0.0).budget(1.0), 0)
