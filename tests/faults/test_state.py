@@ -110,7 +110,7 @@ def test_damaged_state_files_are_set_aside_and_nothing_else_is_lost(tmp_path: Pa
 
 # -- killed at any moment --
 
-LIVES, SIDE_BY_SIDE, LIFE = 200, 20, 6.5  # seconds; levels are saved five seconds after a start
+LIVES, SIDE_BY_SIDE, LIFE = 200, 40, 6.5  # seconds; levels are saved five seconds after a start
 
 
 def live(log: str, arguments: list[str]) -> None:

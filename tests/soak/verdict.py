@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-WARM_UP = 0.3  # of the whole time: until then caches fill
+WARM_UP = 0.5  # of the whole time: until then caches fill, which takes minutes
 POINTS = 240  # medians of so many parts of the time: pairs are the square of it
 
 

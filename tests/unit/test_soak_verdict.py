@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.soak.verdict import LIMITS, Point, judge, slope, table, thinned
+from tests.soak.verdict import LIMITS, WARM_UP, Point, judge, slope, table, thinned
 
 
 def points(value: Callable[[float], float], seconds: int = 300) -> list[Point]:
@@ -35,7 +35,7 @@ def test_a_leak_is_found_below_noise_and_what_only_swings_is_flat(measure: str) 
 
     assert verdict(measure, points(noisy))
     assert verdict(measure, points(lambda second: level + leak * math.sin(second / 7)))
-    assert not verdict(measure, points(lambda second: noisy(second) + leak * second / (300 * 0.7)))
+    assert not verdict(measure, points(lambda second: noisy(second) + leak * second / (300 * (1 - WARM_UP))))
 
 
 @pytest.mark.parametrize("measure", LIMITS)
