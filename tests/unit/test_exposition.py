@@ -81,7 +81,7 @@ def as_float(value: float) -> float:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     kind=st.sampled_from(["gauge", "counter", "info"]),
     help_text=TEXT,
@@ -110,7 +110,7 @@ def test_lines_equal_those_of_prometheus_client(
     assert lines(mine) == lines(theirs([family], form))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.dictionaries(st.tuples(TEXT, TEXT, TEXT), NUMBER, min_size=1, max_size=8))
 def test_both_formats_parse_and_carry_the_same_samples(rows: dict[tuple[str, str, str], float]) -> None:
     gauge = Metric("ullage_x_bytes", "Help.", LABELS)

@@ -58,7 +58,7 @@ def test_no_seed_breaks_its_reader(seed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_damage_to_what_a_kernel_gave_breaks_a_reader(name: str, data: st.DataObject) -> None:
     text = data.draw(st.sampled_from([seed for seed in SEEDS if seed.parent.name == name])).read_bytes()

@@ -152,7 +152,7 @@ def values_of_bytes(ratio: float) -> Mapping[Metric, float]:
     return {filesystem.SIZE: SIZE, filesystem.FREE: left, filesystem.AVAILABLE: left, filesystem.READONLY: 0}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(timelines=st.lists(st.lists(LEVELS, min_size=12, max_size=12), min_size=12, max_size=12))
 def test_promql_and_the_step_function_agree_at_every_step(
     tmp_path_factory: pytest.TempPathFactory, timelines: list[list[float]]
