@@ -293,13 +293,15 @@ def test_a_thousand_readings_commit_nothing(node: Node) -> None:
 
 @pytest.mark.vm(deadline=180)
 def test_requests_in_flight_are_counted_by_part(node: Node) -> None:
+    dd = ("dd", "if=/dev/zero", "bs=1M", "count=2", "conv=fsync")
     with pool("busy", data_mib=64) as made:
+        # blocks that are there already: to commit new ones waits for the data, and the status for the commit
+        run(*dd, f"of={made.thin}")
+        until_settled(made.name)
         run("dmsetup", "suspend", "--nolockfs", "busy-data")
         try:
             descriptor = os.open(made.thin, os.O_WRONLY)
-            with subprocess.Popen(
-                ["dd", "if=/dev/zero", f"of={made.thin}", "bs=1M", "count=2", "conv=fsync"]
-            ) as writer:
+            with subprocess.Popen([*dd, f"of={made.thin}"]) as writer:
                 while True:
                     node.run()
                     flying = {
