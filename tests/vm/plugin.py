@@ -86,6 +86,7 @@ class GuestRun:
         self._config = config
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
         self._finished: set[str] = set()
+        self._outcomes: set[str] = set()  # of the test that runs now, in this try
         self._has_started = False
         self._partial = b""
         self._coverage_file = _coverage_file(config)
@@ -162,10 +163,11 @@ class GuestRun:
                     data["longrepr"] = tuple(data["longrepr"])  # a skip's, as pytest's own plugins expect it
                 report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
                 self._reports[message["nodeid"]].append(report)
+                self._outcomes.add(report.outcome)
             case "finished":
-                outcomes: list[str] = [report.outcome for report in self._reports[message["nodeid"]]]
-                if outcomes[-1:] != ["rerun"]:  # which is no end: the test gets a second try
+                if "rerun" not in self._outcomes:  # else it gets a second try
                     self._finished.add(message["nodeid"])
+                self._outcomes.clear()
 
     def _ended_early(self, reply: Reply) -> GuestError:
         said = f"{reply['stdout']}\n{reply['stderr']}".strip()

@@ -202,10 +202,12 @@ def test_what_the_guest_writes_does_not_reach_the_host() -> None:
 
 @pytest.mark.usefixtures("_lab")
 def test_a_second_try_counts_and_the_first_is_told(tmp_path: Path) -> None:
-    outcome = run_session(tmp_path, "-k", "test_fails_at_first", "--reruns=1", "--rerun-show-tracebacks")
+    outcome = run_session(tmp_path, "-k", "test_fails", "--reruns=1", "--rerun-show-tracebacks")
 
+    assert outcome.tests["test_fails"][0] == "failure"
     assert outcome.tests["test_fails_at_first"][0] == "passed"
     assert "said by the first try" in outcome.output
+    assert outcome.output.count("RERUN ") == 2
 
 
 def test_a_host_without_the_tools_skips_with_the_reason(tmp_path: Path) -> None:
