@@ -251,7 +251,7 @@ class HostSide:
         items.sort(key=_needs_zfs)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if item.get_closest_marker(MARKER) is None:
             return None
         self._begin_to_obtain(item.session)
@@ -262,6 +262,8 @@ class HostSide:
         for report in guests.reports_of(ours[ours.index(item) :]):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # of this side nothing was set up for it, but what an earlier test left for the tests of this directory goes
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     def pytest_sessionfinish(self) -> None:
