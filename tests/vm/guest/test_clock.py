@@ -29,7 +29,7 @@ def clock() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("clock")
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_the_clock_of_the_machine_is_set_back_under_the_agent(tmp_path: Path) -> None:
     path = tmp_path / "ullage.yml"
     path.write_text("collectors: {filesystem: {interval: 2s}, pagecache: {interval: 2s}}\n")

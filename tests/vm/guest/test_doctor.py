@@ -12,7 +12,7 @@ import pytest
 from tests.vm.guest import pools
 from tests.vm.guest.zpool import Pool, run
 
-pytestmark = pytest.mark.vm(zfs=True, deadline=300)
+pytestmark = pytest.mark.vm(zfs=True, deadline=600)
 MIB = 1 << 20
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.real.kernellog import Agent
 from tests.vm.guest.zpool import Pool
 
-pytestmark = pytest.mark.vm(zfs=True, deadline=180)
+pytestmark = pytest.mark.vm(zfs=True, deadline=400)
 
 
 def test_a_suspended_pool_is_told_by_its_name(pool: Pool) -> None:

@@ -24,7 +24,7 @@ def config() -> Iterator[Path]:
     CONFIG.unlink()
 
 
-@pytest.mark.vm(deadline=240)
+@pytest.mark.vm(deadline=500)
 def test_an_option_that_stops_docker_is_told_until_the_remedy_is_done(short: Path, disk: Path, config: Path) -> None:
     with ExitStack() as stack, dockerd(short, "overlay2", disk / "docker") as docker:
         node = node_of(docker, stack)

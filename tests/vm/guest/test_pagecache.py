@@ -108,7 +108,7 @@ def commands(remedy: str) -> list[str]:
     return re.findall("`(.*?)`", remedy)
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done(node: Node, disk: Path) -> None:
     file = cold_file(disk / "shared", DYING_LEAST * 4096 // MIB * MIB + MIB)
     descriptor = os.open(file, os.O_RDONLY)
@@ -139,7 +139,7 @@ def test_a_thousand_removed_cgroups_are_told_until_the_remedy_is_done(node: Node
             time.sleep(0.5)
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_a_polluter_is_told_until_half_of_its_cache_is_reclaimed(node: Node, disk: Path) -> None:
     polluter, victim = "a5" * 32, "a6" * 32
     much, little = disk / "much", cold_file(disk / "little", 24 * MIB)
@@ -176,7 +176,7 @@ def test_what_drops_caches_again_and_again_is_told_and_named(node: Node) -> None
     assert re.search(r"cleaner \(\d+\): drop_caches: 1$", run("sh", "-c", command))
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_who_walks_many_files_is_shown_and_a_reclaim_frees_their_dentries(sweep: Sweep, disk: Path) -> None:
     # not its drop_caches: dropping the inodes of the lab's root, which is virtiofs, hangs the machine
     many, walker = 20_000, "a7" * 32

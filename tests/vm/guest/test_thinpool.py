@@ -50,7 +50,7 @@ def lvs(volume: str) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_lvms_metadata_goes_through_all_tiers_until_it_is_read_only(node: Node) -> None:
     with lvm_pool() as name:
         node.check(name)
@@ -80,7 +80,7 @@ def test_lvms_metadata_goes_through_all_tiers_until_it_is_read_only(node: Node) 
         assert dict(zip(names, node.values("device_mapped_bytes", name), strict=True))["vg-t0"] == 800 * MIB
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_lvms_own_threshold_is_told(node: Node) -> None:
     with lvm_pool("thin_pool_autoextend_threshold=70 thin_pool_autoextend_percent=30") as name:
         node.run()
@@ -94,7 +94,7 @@ def test_lvms_own_threshold_is_told(node: Node) -> None:
 
 
 @pytest.mark.usefixtures("no_space_timeout")
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_full_data_shows_at_once_and_again_when_writes_fail(node: Node) -> None:
     with pool("full", data_mib=64) as made:
         levels = []
@@ -120,7 +120,7 @@ def test_full_data_shows_at_once_and_again_when_writes_fail(node: Node) -> None:
         assert node.findings(made.name) == {"thin-pool-read-only"}
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_a_burst_ends_in_needs_check_below_full_until_the_remedy_is_done(node: Node) -> None:
     with lvm_pool() as name:
         write("/dev/vg/t0", 0, 800 * MIB)
@@ -159,7 +159,7 @@ def dmeventd() -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("no_space_timeout")
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_lvm_extends_a_full_pool_by_the_remedy_and_then_by_itself(node: Node, dmeventd: Path) -> None:
     with lvm_pool(data="64M") as name:
         assert write("/dev/vg/t0", 0, 80 * MIB)
@@ -187,7 +187,7 @@ def test_lvm_extends_a_full_pool_by_the_remedy_and_then_by_itself(node: Node, dm
         run("lvchange", "--monitor", "n", "vg/pool")
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_metadata_below_the_recommended_size_are_told_until_the_remedy_is_done(node: Node) -> None:
     with lvm_pool(data="5G", disks=("/dev/vdb", "/dev/vdc")) as name:
         node.check(name)
@@ -197,7 +197,7 @@ def test_metadata_below_the_recommended_size_are_told_until_the_remedy_is_done(n
         assert node.findings(name) == {"thin-pool-no-autoextend"}
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_a_pool_whose_metadata_fails_shows_it_in_the_next_round(node: Node) -> None:
     with pool("failing", data_mib=64) as made, contextlib.ExitStack() as stack:
         write(made.thin, 0, 8 * MIB)
@@ -211,7 +211,7 @@ def test_a_pool_whose_metadata_fails_shows_it_in_the_next_round(node: Node) -> N
         assert node.values("pool_metadata_used_bytes", made.name) == []
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_a_held_root_is_told(node: Node) -> None:
     with pool("held", data_mib=64) as made:
         made.message("reserve_metadata_snap")
@@ -232,7 +232,7 @@ def hanging() -> int:
     return found
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_a_pool_that_hangs_is_named_and_leaves_the_other_fresh(node: Node) -> None:
     with pool("well", data_mib=64, at_mib=512) as well, pool("hangs", data_mib=64) as made:
         write(made.thin, 0, 8 * MIB)
@@ -275,7 +275,7 @@ def superblock(name: str) -> bytes:
         return file.read(4096)
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_a_thousand_readings_commit_nothing(node: Node) -> None:
     with pool("quiet", data_mib=64) as made:
         write(made.thin, 0, 8 * MIB)
@@ -291,7 +291,7 @@ def test_a_thousand_readings_commit_nothing(node: Node) -> None:
         assert written("quiet-meta") > before[0]
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_requests_in_flight_are_counted_by_part(node: Node) -> None:
     dd = ("dd", "if=/dev/zero", "bs=1M", "count=2", "conv=fsync")
     with pool("busy", data_mib=64) as made:
@@ -322,7 +322,7 @@ def test_requests_in_flight_are_counted_by_part(node: Node) -> None:
             run("dmsetup", "resume", "busy-data")
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_a_pool_that_comes_is_seen_long_before_the_interval_ends() -> None:
     pages = Pages()
 

@@ -25,7 +25,7 @@ def named(node: Node, container: str) -> tuple[str, float]:
     return name, node.values("device_mapped_bytes", name)[at]
 
 
-@pytest.mark.vm(deadline=300)
+@pytest.mark.vm(deadline=600)
 def test_dockers_loop_files_are_found_until_the_remedy_is_done(short: Path, disk: Path) -> None:
     run("modprobe", "-a", "loop", "dm-thin-pool")
     options = (*OPTIONS, "dm.loopdatasize=2G", "dm.loopmetadatasize=64M")
@@ -65,7 +65,7 @@ def test_dockers_loop_files_are_found_until_the_remedy_is_done(short: Path, disk
             assert size == str(6 * MIB)
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_dockers_own_pool_is_no_loop_and_its_container_is_known(short: Path, disk: Path) -> None:
     with (
         empty_pool("docker-thinpool") as name,
@@ -82,7 +82,7 @@ def test_dockers_own_pool_is_no_loop_and_its_container_is_known(short: Path, dis
         node.check(name)
 
 
-@pytest.mark.vm(deadline=180)
+@pytest.mark.vm(deadline=400)
 def test_containerds_devmapper_is_known_by_its_pod(short: Path, disk: Path) -> None:
     snapshotter = "io.containerd.snapshotter.v1.devmapper"
     with empty_pool("devpool") as name:

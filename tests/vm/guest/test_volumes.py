@@ -22,7 +22,7 @@ from collectors.volumes import COLLECTOR, Volumes
 from tests.real.dockerd import Dockerd, dockerd
 from tests.vm.guest.zpool import Pool, run, wait_until
 
-pytestmark = pytest.mark.vm(zfs=True, deadline=240)
+pytestmark = pytest.mark.vm(zfs=True, deadline=500)
 
 
 @pytest.fixture

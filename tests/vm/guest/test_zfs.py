@@ -28,7 +28,7 @@ from collectors import blockdevices, filesystem, pagecache, writeamp, zfs
 from tests.real.dockerd import dockerd
 from tests.vm.guest.zpool import Pool, run, wait_until
 
-pytestmark = pytest.mark.vm(zfs=True, deadline=180)
+pytestmark = pytest.mark.vm(zfs=True, deadline=400)
 
 MIB = 1 << 20
 FILE = 192 * MIB
@@ -232,7 +232,7 @@ def amplified(record: str, pool: Pool, node: Node, layers: Node, clock: Clock) -
     return counted, (sectors(node.runner.host) - by_hand[0]) * 512 / written
 
 
-@pytest.mark.vm(zfs=True, deadline=300)
+@pytest.mark.vm(zfs=True, deadline=600)
 def test_small_overwrites_cost_much_in_large_records_alone(pool: Pool, node: Node, layers: Node, clock: Clock) -> None:
     node.run()
     counted, by_hand = amplified("16K", pool, node, layers, clock)
