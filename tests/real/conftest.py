@@ -27,6 +27,17 @@ def run(*command: str) -> str:
     return done.stdout.strip()
 
 
+def damage(image: Path, pattern: bytes) -> None:
+    """Change what a disk holds of a file, below the filesystem."""
+    with open(image, "r+b") as file:
+        place = file.read().find(pattern)
+        assert place > 0
+        file.seek(place)
+        file.write(b"damaged!")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @pytest.fixture
 def need() -> Callable[..., None]:
     """Skip with the reason where root, a tool or a device is missing; in CI that is a failure."""

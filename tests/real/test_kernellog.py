@@ -16,7 +16,7 @@ import pytest
 from agent.containers import Runtimes
 from collectors import kernellog
 from collectors.readers import kmsg
-from tests.real.conftest import Make, run
+from tests.real.conftest import Make, damage, run
 from tests.real.dockerd import Dockerd
 from tests.real.kernellog import WAIT, Agent, Key, log_end
 
@@ -85,14 +85,7 @@ def test_damaged_data_on_btrfs_and_what_its_remedy_shows(
     pattern = os.urandom(4096)
     (mount / "file").write_bytes(pattern * 16)
     run("umount", str(mount))
-    image = next(mount.parent.glob("btrfs-*.img"))
-    with open(image, "r+b") as file:  # what is on the disk, below the filesystem
-        place = file.read().find(pattern)
-        assert place > 0
-        file.seek(place)
-        file.write(b"damaged!")
-        file.flush()
-        os.fsync(file.fileno())
+    damage(next(mount.parent.glob("btrfs-*.img")), pattern)
     Path("/proc/sys/vm/drop_caches").write_text("1")
     run("mount", f"/dev/{device}", str(mount))
     with contextlib.suppress(OSError):

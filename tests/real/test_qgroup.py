@@ -26,7 +26,7 @@ from agent.ioctl import HelperIoctls
 from agent.latches import Latches
 from agent.runner import Runner
 from collectors import qgroup
-from tests.real.conftest import Make, run
+from tests.real.conftest import Make, damage, run
 from tests.real.containerd import containerd
 from tests.real.dockerd import dockerd
 
@@ -353,17 +353,6 @@ def test_the_remedy_for_full_metadata_works_when_it_is_found(filesystem: Make, i
     assert node.findings() == set()
     assert node.value("ullage_btrfs_unallocated_bytes") > 50 * MIB
     assert empty_files(node.mount / "files", number, 20_000)
-
-
-def damage(image: Path, pattern: bytes) -> None:
-    """Change what a disk holds of a file, below the filesystem."""
-    with open(image, "r+b") as file:
-        place = file.read().find(pattern)
-        assert place > 0
-        file.seek(place)
-        file.write(b"damaged!")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def test_errors_of_a_device_are_told_until_it_is_reset_or_replaced(
