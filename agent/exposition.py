@@ -7,7 +7,8 @@ Sources: https://prometheus.io/docs/instrumenting/exposition_formats/ and the Op
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import isfinite, isnan
 from typing import Literal, NamedTuple
 
@@ -51,44 +52,62 @@ def number(value: float) -> str:
 
 
 class _Kept(NamedTuple):
-    """What a renderer keeps of a family's last round; no template while its values stay the same."""
+    """What a renderer keeps of a family's last round."""
 
     labelsets: Sequence[LabelSet]
+    texts: Sequence[bytes]
     conversion: str
-    template: bytes
     values: Sequence[float]
     body: bytes
 
 
 class Renderer:
-    """Renders families; keeps a %-template per metric, as label sets change far more rarely than values.
+    """Renders families; keeps the text of each label set, as those change far more rarely than values.
 
-    Substituting all values of a family in one operation costs a hundredth of formatting them line by line; a family
-    none of whose values has changed costs a comparison.
+    Families with the same labels share it. All of a family's values are substituted in one operation, which costs a
+    hundredth of formatting them line by line; a family none of whose values has changed costs a comparison.
     """
 
     def __init__(self) -> None:
         self._kept: dict[Metric, _Kept] = {}
+        self._texts: dict[LabelSet, dict[LabelSet, bytes]] = {}  # by the names of labels
+        self._has_new = False
 
     def render(self, family: Family) -> bytes:
         """Return the family's sample lines, which are the same in both formats."""
         metric, labelsets, values = family
         conversion = _conversion(values)
-        is_plain = conversion != "%b"
         kept = self._kept.get(metric)
         if kept is not None and kept.labelsets is not labelsets and kept.labelsets != labelsets:
             kept = None
-        if kept is not None and kept.conversion != conversion:
-            kept = None
-        if kept is not None and conversion == "%d" and kept.values is not values and kept.values == values:
-            self._kept[metric] = kept._replace(template=b"")  # as large as the body, and needed with a new value only
+        if kept is not None and kept.conversion == conversion == "%d" and kept.values == values:
             return kept.body
-        template = (kept.template if kept is not None else b"") or _template(metric, labelsets, conversion)
-        body = template % (tuple(values) if is_plain else tuple(number(value).encode() for value in values))
+        texts = kept.texts if kept is not None else self._texts_of(metric.labels, labelsets)
+        body = _template(metric, texts, conversion) % _arguments(values, conversion)
         if kept is not None and kept.body == body:
             body = kept.body  # one object is known again at a glance
-        self._kept[metric] = _Kept(labelsets, conversion, template, values, body)
+        self._kept[metric] = _Kept(labelsets, texts, conversion, values, body)
         return body
+
+    def _texts_of(self, names: LabelSet, labelsets: Sequence[LabelSet]) -> list[bytes]:
+        known = self._texts.setdefault(names, {})
+        if missing := [labels for labels in labelsets if labels not in known]:
+            known.update(zip(missing, _texts(names, missing), strict=True))
+            self._has_new = True
+        return [known[labels] for labels in labelsets]
+
+    def forget(self, shown: Collection[Metric]) -> None:
+        """Forget what the families of the newest round have no use for; these are their metrics."""
+        if len(self._kept) > len(shown):
+            self._kept = {metric: self._kept[metric] for metric in shown}
+        if not self._has_new:
+            return
+        self._has_new = False
+        for names, known in self._texts.items():
+            sharing = [kept for metric, kept in self._kept.items() if metric.labels == names]
+            if len(known) > 2 * max((len(kept.texts) for kept in sharing), default=0):
+                pairs = [zip(kept.labelsets, kept.texts, strict=True) for kept in sharing]
+                self._texts[names] = dict(chain.from_iterable(pairs))
 
 
 def _conversion(values: Sequence[float]) -> str:
@@ -104,14 +123,25 @@ def _conversion(values: Sequence[float]) -> str:
     return "%b" if bool in set(map(type, values)) else "%r"
 
 
-def _template(metric: Metric, labelsets: Sequence[LabelSet], conversion: str) -> bytes:
-    name = metric.name
-    if not metric.labels:
-        return f"{name} {conversion}\n".encode() * len(labelsets)
-    order = sorted(range(len(metric.labels)), key=metric.labels.__getitem__)
-    pattern = name + "{" + ",".join(f'{metric.labels[at]}="%s"' for at in order) + "} %" + conversion + "\n"
-    lines = (pattern % tuple(escape(labels[at]).replace("%", "%%") for at in order) for labels in labelsets)
-    return "".join(lines).encode("utf-8", "replace")
+def _arguments(values: Sequence[float], conversion: str) -> tuple[object, ...]:
+    return tuple(number(value).encode() for value in values) if conversion == "%b" else tuple(values)
+
+
+def _template(metric: Metric, texts: Sequence[bytes], conversion: str) -> bytes:
+    name, end = metric.name.encode(), f" {conversion}\n".encode()
+    return name + (end + name).join(texts) + end
+
+
+def _texts(names: LabelSet, labelsets: Sequence[LabelSet]) -> Iterator[bytes]:
+    """Yield each label set as it stands in a line of a template."""
+    if not names:
+        yield from [b""] * len(labelsets)
+        return
+    order = sorted(range(len(names)), key=names.__getitem__)
+    pattern = "{" + ",".join(f'{names[at]}="%s"' for at in order) + "}"
+    for labels in labelsets:
+        text = pattern % tuple(escape(labels[at]) for at in order)
+        yield text.replace("%", "%%").encode("utf-8", "replace")
 
 
 class Part(NamedTuple):
@@ -168,14 +198,16 @@ def make_page(
 ) -> Page:
     """Return the page of some families; empty ones are left out with their headers."""
     parts: dict[Form, list[Part]] = {form: [] for form in FORMS}
-    series = 0
+    series, shown = 0, []
     for family in families:
         if not family.values:
             continue
         body = renderer.render(family)
         series += len(family.values)
+        shown.append(family.metric)
         for form in FORMS:
             parts[form].append(Part(header(family.metric, form), body))
+    renderer.forget(shown)
     return Page(parts, series, made_at, max_age)
 
 

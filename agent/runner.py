@@ -279,7 +279,7 @@ class Runner:
             raise ContractError(f"{metric.name}: {len(labelsets)} label sets, {len(values)} values")
         if self._checked.get(metric) is not labelsets:
             width = self._declared[metric]
-            if any(len(labels) != width for labels in labelsets):
+            if {*map(len, labelsets)} - {width}:
                 raise ContractError(f"{metric.name}: label sets of the wrong length")
             if len(set(labelsets)) == len(labelsets):
                 self._checked[metric] = labelsets

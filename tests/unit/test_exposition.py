@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -159,6 +160,26 @@ def test_a_number_keeps_its_value(value: float) -> None:
 def test_a_surrogate_in_a_label_costs_a_character_not_the_page() -> None:
     metric = Metric("ullage_x", "Help.", ("a",))
     assert Renderer().render(Family(metric, (("\udcff",),), [1])) == b'ullage_x{a="?"} 1\n'
+
+
+def test_label_sets_that_came_and_went_take_no_memory() -> None:
+    metrics = [Metric(f"ullage_{name}", "Help.", ("a",)) for name in "xyz"]
+    renderer = Renderer()
+
+    def play(turns: range) -> None:
+        for turn in turns:
+            labelsets = tuple((f"{turn}-{number}-{'a' * 1000}",) for number in range(20))
+            families = [Family(metric, labelsets, [turn] * 20) for metric in metrics[: 1 + turn % 3]]
+            page = make_page(renderer, families)
+            assert page.series == 20 * len(families)
+
+    play(range(10))
+    tracemalloc.start()
+    try:
+        play(range(10, 200))
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_page_over_its_age_is_withdrawn_and_comes_back() -> None:
