@@ -133,7 +133,7 @@ def _where(watermark: Watermark) -> str:
 
 
 def _named(watermark: Watermark, expression: str) -> str:
-    """Return an expression whose series have the label `target`, as Watermark.target_of names it."""
+    """Return an expression whose series have the label `target`, as Watermark.targets_of names it."""
     labels = ", ".join(f'"{name}"' for name in watermark.target)
     return f'label_join(\n{textwrap.indent(expression, "  ")},\n  "target", "/", {labels}\n)'
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -151,10 +151,10 @@ class Watermark:
         found += [self.available] if self.available else []
         return tuple(dict.fromkeys(found))
 
-    def target_of(self, labels: LabelSet) -> str:
-        """Return the target's name: the values of the `target` labels joined with `/` as PromQL's label_join does."""
-        names = self.labels
-        return "/".join(labels[names.index(name)] for name in self.target)
+    def targets_of(self, labelsets: Iterable[LabelSet]) -> tuple[str, ...]:
+        """Return the targets' names: the values of the `target` labels joined with `/` as PromQL's label_join does."""
+        places = [self.labels.index(name) for name in self.target]
+        return tuple("/".join([labels[place] for place in places]) for labels in labelsets)
 
     def with_tiers(
         self, tiers: tuple[Tier, ...], reserve: Reserve | None, overrides: tuple[Override, ...]
@@ -212,7 +212,7 @@ class Evaluator:
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
         self._seen: list[Sequence[LabelSet]] = []
-        self._rows: dict[Metric, list[int] | None] = {}
+        self._rows: dict[Metric, list[int] | None] = {}  # None: all, in their order
         self.targets: tuple[str, ...] = ()
         self.overridden: dict[str, Override] = {}
 
@@ -247,14 +247,16 @@ class Evaluator:
         return values if rows is None else [values[row] for row in rows]
 
     def _match(self, families: Sequence[Family]) -> None:
-        places = [{labels: row for row, labels in enumerate(family.labelsets)} for family in families]
-        common = [labels for labels in families[0].labelsets if all(labels in place for place in places)]
-        for family, place in zip(families, places, strict=True):
-            rows = [place[labels] for labels in common]
-            is_all = len(rows) == len(family.labelsets) and rows == list(range(len(rows)))
-            self._rows[family.metric] = None if is_all else rows
         self._seen = [family.labelsets for family in families]
-        self.targets = tuple(self.watermark.target_of(labels) for labels in common)
+        common = self._seen[0]
+        if any(labelsets != common for labelsets in self._seen):
+            places = [{labels: row for row, labels in enumerate(labelsets)} for labelsets in self._seen]
+            common = [labels for labels in common if all(labels in place for place in places)]
+            columns = [[place[labels] for labels in common] for place in places]
+            self._rows = {family.metric: rows for family, rows in zip(families, columns, strict=True)}
+        else:
+            self._rows = dict.fromkeys((family.metric for family in families), None)
+        self.targets = self.watermark.targets_of(common)
         self.overridden = {}
         for override in reversed(self.watermark.overrides):  # the first that matches has the last word
             matching = (target for target in self.targets if fnmatchcase(target, override.target))

@@ -103,7 +103,7 @@ def labels_of(watermark: Watermark, target: str) -> dict[str, str]:
 
 def target_name(watermark: Watermark, target: str) -> str:
     """Return a test's target as the label `target` has it."""
-    return watermark.target_of(tuple(labels_of(watermark, target).values()))
+    return watermark.targets_of([tuple(labels_of(watermark, target).values())])[0]
 
 
 @dataclass(frozen=True, slots=True)
