@@ -10,8 +10,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -130,6 +129,7 @@ class Host:
         self.errors: Counter[str] = Counter()
         self.first_errors: list[HostError] = []
         self._told: set[int] = set()  # hashes, as paths may be long
+        self._skipping = _Skipping(self.skip)
 
     def session(self) -> Host:
         """Return the same door with counts of its own, for one collector."""
@@ -398,13 +398,25 @@ class Host:
             self._told.add(key)
             self.first_errors.append(error)
 
-    @contextmanager
-    def skipping(self) -> Iterator[None]:
+    def skipping(self) -> _Skipping:
         """Let one target fail alone: a HostError inside is counted by its reason and goes no further."""
-        try:
-            yield
-        except HostError as error:
-            self.skip(error)
+        return self._skipping
+
+
+class _Skipping:
+    """The context that `Host.skipping` gives, the same one each time: it is entered for thousands of targets a run."""
+
+    def __init__(self, skip: Callable[[HostError], None]) -> None:
+        self._skip = skip
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if not isinstance(error, HostError):
+            return False
+        self._skip(error)
+        return True
 
 
 def _inode(answer: Space) -> Inode:
