@@ -15,7 +15,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from sys import intern
 from typing import Any, Literal
 
 import msgspec
@@ -88,11 +89,11 @@ class Container:
     pod_uid: str = ""
     qos: str = ""
     is_sandbox: bool = False
+    labels: LabelSet = field(init=False, repr=False, compare=False)
 
-    @property
-    def labels(self) -> LabelSet:
-        """The values of LABELS; the id in its short form."""
-        return self.namespace, self.pod, self.container, self.id[:SHORT_ID]
+    def __post_init__(self) -> None:
+        """Make the values of LABELS; the id in its short form."""
+        object.__setattr__(self, "labels", (self.namespace, self.pod, self.container, intern(self.id[:SHORT_ID])))
 
     @property
     def is_named(self) -> bool:
@@ -123,7 +124,7 @@ def parse_cgroup(path: str) -> Place | None:
         if runtime is None and not _POD.fullmatch(part):
             continue
         uid, qos = _pod_of(parts[: end + 1])
-        return Place(match["id"] if match is not None else "", runtime or "", uid, qos)
+        return Place(intern(match["id"]) if match is not None else "", runtime or "", intern(uid), qos)
     return None
 
 
@@ -441,9 +442,9 @@ def _named(
 ) -> Container:
     return replace(
         unknown,
-        namespace=label(namespace or ""),
-        pod=label(pod or ""),
-        container="" if is_sandbox else label(name or ""),
+        namespace=intern(label(namespace or "")),
+        pod=intern(label(pod or "")),
+        container="" if is_sandbox else intern(label(name or "")),
         is_sandbox=is_sandbox,
     )
 

@@ -181,26 +181,24 @@ class _Numbers(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A qgroup and what is told of it; the same object in the next run if nothing has changed, as of most."""
+    """A qgroup and what is told of it; `labels` is the same object in the next run if they are the same."""
 
     uuid: str
     path: bytes | None
     labels: LabelSet
     numbers: _Numbers
-    samples: tuple[Sample, ...]
 
     @property
     def qgroup(self) -> str:
         return self.labels[1]
 
+    def samples(self) -> Iterator[Sample]:
+        for metric, value in zip(COLUMNS, self.numbers, strict=True):
+            if value is not None:
+                yield Sample(metric, self.labels, value)
+
     def without_usage(self) -> _Row:
-        return _told(self.uuid, self.path, self.labels, self.numbers._replace(referenced=None, exclusive=None))
-
-
-def _told(uuid: str, path: bytes | None, labels: LabelSet, numbers: _Numbers) -> _Row:
-    columns = zip(COLUMNS, numbers, strict=True)
-    samples = tuple(metric(value, *labels) for metric, value in columns if value is not None)
-    return _Row(uuid, path, labels, numbers, samples)
+        return self._replace(numbers=self.numbers._replace(referenced=None, exclusive=None))
 
 
 @dataclass(slots=True)
@@ -292,7 +290,7 @@ class Qgroups:
                 rows += yield from self._quota(host, each, owners)
         # what a watermark compares comes first: the budget of series, if it does not suffice, drops the last
         for row in sorted(rows, key=lambda each: not each.numbers.is_limited):
-            yield from row.samples
+            yield from row.samples()
         self._save()
         for each in filesystems:
             yield from self._pressure(each, [row for row in rows if row.uuid == each.uuid])
@@ -439,9 +437,7 @@ def _row(host: Host, uuid: str, directory: str, known: _Known, before: _Row | No
     numbers = _Numbers(*usage) if usage is not None else _read(host, f"{ROOT}/{uuid}/qgroups/{directory}")
     if paths is not None and level == "0" and path is None:
         numbers = numbers._replace(stale=1)
-    if before is not None and before.labels is labels and before.numbers == numbers:
-        return before
-    return _told(uuid, path, labels, numbers)
+    return _Row(uuid, path, labels, numbers)
 
 
 def _read(host: Host, base: str) -> _Numbers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from sys import intern
 
 UNLIMITED = 1 << 62  # version 1 says "no limit" by the largest number of pages
 
@@ -104,7 +105,8 @@ def parse_membership(text: bytes) -> str:
     `0::/system.slice/docker.service`, or a line of each hierarchy of version 1: `4:memory:/docker/148c…`.
     """
     found = _MEMORY.search(text) or _UNIFIED.search(text)
-    return found[1].decode("utf-8", "surrogateescape") if found is not None else "/"
+    # each collector that looks at processes keeps it: one text for all of them
+    return intern(found[1].decode("utf-8", "surrogateescape")) if found is not None else "/"
 
 
 def _is_number(word: bytes) -> bool:

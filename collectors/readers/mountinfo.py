@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _FIELDS = 6
+_SHORT = 200  # characters of options that many mounts may have alike: not those with an overlay's layers
 _TABLES = 2  # the host's and our own, of which several collectors read the same text: parsing costs the most
 
 
@@ -68,11 +69,20 @@ def _parse_line(line: str) -> Mount:
         fields[2],
         unescape(fields[3]),
         unescape(fields[4]),
-        tuple(fields[5].split(",")),
+        _split(fields[5]),
         unescape(fstype),
         unescape(source),
-        tuple(super_options.split(",")),
+        _split(super_options),
     )
+
+
+def _split(options: str) -> tuple[str, ...]:
+    return _split_short(options) if len(options) <= _SHORT else tuple(options.split(","))
+
+
+@lru_cache(64)
+def _split_short(options: str) -> tuple[str, ...]:
+    return tuple(options.split(","))
 
 
 def unescape(field: str) -> str:
