@@ -31,7 +31,8 @@ from tests.bench.node import Node
 TOOLS = ("prometheus-node-exporter", "mkfs.ext4", "mkfs.btrfs", "btrfs", "losetup", "gcc")
 MIB = 1 << 20
 SCRAPE_EVERY = 15.0  # seconds
-SETTLE, WINDOW = 32.0, 60.0  # seconds: a whole number of all intervals
+SETTLE, WINDOW = 62.0, 60.0  # seconds: a whole number of all intervals
+AFTER_COUNT = 10.0  # seconds: what was counted is written down
 COUNTED_WITHIN = 300.0
 SCRAPES = 200
 SWEEPS = 20
@@ -133,14 +134,15 @@ def scraping(*ports: int) -> Iterator[None]:
         thread.join()
 
 
-def wait_until_counted(port: int) -> None:
-    """Wait until each layer has been counted once."""
+def wait_until_counted(port: int, layers: int) -> None:
+    """Wait until each of the layers, the newest among them, has been counted once."""
     end = time.monotonic() + COUNTED_WITHIN
     while True:
         told = [line.split()[-1] for line in samples(port) if line.startswith("ullage_layers_count_progress_ratio")]
-        if told and min(map(float, told)) == 1.0:
+        seen = sum(int(line.split()[-1]) for line in samples(port) if line.startswith("ullage_layers{"))
+        if seen == layers and told and min(map(float, told)) == 1.0:
             return
-        assert time.monotonic() < end, f"layers are not counted: {told}"
+        assert time.monotonic() < end, f"layers are not counted: {told}, {seen} of {layers} seen"
         time.sleep(2)
 
 
@@ -179,7 +181,7 @@ def without_layers(node: Node, config: Path, directory: Path) -> Result:
     with process(command) as started, scraping(port):
         wait_for(f"http://127.0.0.1:{port}/-/ready")
         fetch(port)
-        time.sleep(SETTLE)
+        time.sleep(SETTLE / 2)
         size = psutil.Process(started.pid).memory_info().rss / MIB
         return Result("resident memory without the index of layers", [size], 40.0, "MiB", size_of(started.pid))
 
@@ -210,8 +212,9 @@ def run() -> Iterator[Result]:
         for place, quarters in enumerate(STEPS):
             if place:
                 node.grow(quarters)
-            wait_until_counted(ports[0])
-            time.sleep(SETTLE)
+            grown = time.monotonic()
+            wait_until_counted(ports[0], node.layers)
+            time.sleep(max(AFTER_COUNT, grown + SETTLE - time.monotonic()))
             before, their_before, began = Spent.of(own), Spent.of(other), time.monotonic()
             time.sleep(WINDOW)
             took = time.monotonic() - began

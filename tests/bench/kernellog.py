@@ -1,4 +1,4 @@
-"""A storm of 100,000 lines of the kernel's own in its log, against a C program that only reads them."""
+"""A storm of 50,000 lines of the kernel's own in its log, against a C program that only reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collectors.kernellog import KernelLog, Settings
 from tests.bench.cgroups import compile_c
 from tests.bench.measure import Result, own_cpu, rounds, spent
 
-STORM = 100_000
+STORM = 50_000
 FILL = 30_000  # more lines than the kernel keeps
 OPTIONS = b"metacopy=on,redirect_dir=nofollow,lowerdir=/,upperdir=/,workdir=/"  # overlayfs refuses, and says why
 

@@ -36,7 +36,7 @@ class Node:
         self.containers: list[Path] = []
         self.processes: list[int] = []
         self.mounts: list[str] = []
-        self.qgroups = 0
+        self.layers = self.qgroups = 0
         self._stack = stack
         self._root = Path("/" + found.root)
         (directory / "layers").mkdir()
@@ -77,6 +77,7 @@ class Node:
             contents += [mount, f"{mount}-init"]
             self._writable.append(self.docker.path / mount / "diff")
         layers.fill(f"{self.docker.path}/{name}/diff" for name in contents)
+        self.layers += len(contents)
         qgroups.make_subvolumes(self.btrfs, range(number * QGROUPS, (number + 1) * QGROUPS))
         self.qgroups += QGROUPS
         qgroups.command("btrfs", "quota", "rescan", "-w", str(self.btrfs))
