@@ -153,7 +153,8 @@ class Watermark:
 
     def targets_of(self, labelsets: Iterable[LabelSet]) -> tuple[str, ...]:
         """Return the targets' names: the values of the `target` labels joined with `/` as PromQL's label_join does."""
-        places = [self.labels.index(name) for name in self.target]
+        names = self.labels
+        places = [names.index(name) for name in self.target]
         return tuple("/".join([labels[place] for place in places]) for labels in labelsets)
 
     def with_tiers(
@@ -212,7 +213,7 @@ class Evaluator:
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
         self._seen: list[Sequence[LabelSet]] = []
-        self._rows: dict[Metric, list[int] | None] = {}  # None: all, in their order
+        self._rows: dict[Metric, list[int] | None] = {}
         self.targets: tuple[str, ...] = ()
         self.overridden: dict[str, Override] = {}
 
@@ -250,17 +251,22 @@ class Evaluator:
         self._seen = [family.labelsets for family in families]
         common = self._seen[0]
         if any(labelsets != common for labelsets in self._seen):
-            places = [{labels: row for row, labels in enumerate(labelsets)} for labelsets in self._seen]
-            common = [labels for labels in common if all(labels in place for place in places)]
-            columns = [[place[labels] for labels in common] for place in places]
-            self._rows = {family.metric: rows for family, rows in zip(families, columns, strict=True)}
-        else:
-            self._rows = dict.fromkeys((family.metric for family in families), None)
+            others = [set(labelsets) for labelsets in self._seen[1:]]
+            common = tuple(labels for labels in common if all(labels in other for other in others))
+        self._rows = {family.metric: _rows_of(common, family.labelsets) for family in families}
         self.targets = self.watermark.targets_of(common)
         self.overridden = {}
         for override in reversed(self.watermark.overrides):  # the first that matches has the last word
             matching = (target for target in self.targets if fnmatchcase(target, override.target))
             self.overridden.update(dict.fromkeys(matching, override))
+
+
+def _rows_of(chosen: Sequence[LabelSet], labelsets: Sequence[LabelSet]) -> list[int] | None:
+    """Return where each of the chosen stands; None if they are all, in their order."""
+    if chosen == labelsets:
+        return None
+    places = {labels: row for row, labels in enumerate(labelsets)}
+    return [places[labels] for labels in chosen]
 
 
 def _add(terms: Sum, columns: Mapping[Metric, Sequence[float]]) -> Sequence[float]:
