@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import shutil
@@ -16,22 +15,11 @@ from agent.host import Host
 from collectors.kernellog import KernelLog, Settings
 from tests.bench.cgroups import compile_c
 from tests.bench.measure import Result, own_cpu, rounds, spent
+from tests.settings import setting
 
 STORM = 100_000
 FILL = 30_000  # more lines than the kernel keeps
-CONSOLE = Path("/proc/sys/kernel/printk")
 OPTIONS = b"metacopy=on,redirect_dir=nofollow,lowerdir=/,upperdir=/,workdir=/"  # overlayfs refuses, and says why
-
-
-@contextlib.contextmanager
-def silent_console() -> Iterator[None]:
-    """Have the kernel write its lines to the log alone: a serial console takes 2 ms for each."""
-    level = CONSOLE.read_text().split()[0]
-    CONSOLE.write_text("1")
-    try:
-        yield
-    finally:
-        CONSOLE.write_text(level)
 
 
 def fill(directory: Path) -> None:
@@ -68,7 +56,7 @@ def run() -> Iterator[Result]:
         print("kernellog: skipped, needs root, gcc and /dev/kmsg")
         return
     with tempfile.TemporaryDirectory() as directory:
-        with silent_console():
+        with setting("/proc/sys/kernel/printk", "1"):  # not to a serial console too, which takes 2 ms for each
             fill(Path(directory))
         reader = Reader()
         passes = -(-STORM // reader.counted)

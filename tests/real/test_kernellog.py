@@ -19,6 +19,7 @@ from collectors.readers import kmsg
 from tests.real.conftest import Make, damage, run
 from tests.real.dockerd import Dockerd
 from tests.real.kernellog import WAIT, Agent, Key, log_end
+from tests.settings import setting
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -175,13 +176,8 @@ FORGED = (
 @pytest.fixture
 def unlimited() -> Iterator[None]:
     """Let processes write into the log as fast as they like, as an administrator may."""
-    setting = Path("/proc/sys/kernel/printk_devkmsg")
-    before = setting.read_text()
-    try:
-        setting.write_text("on\n")
+    with setting("/proc/sys/kernel/printk_devkmsg", "on"):
         yield
-    finally:
-        setting.write_text(before)
 
 
 @pytest.fixture
@@ -312,14 +308,9 @@ def test_a_log_that_may_not_be_opened_is_told() -> None:
         "try:\n list(KernelLog(Start(Host(), Settings())).collect(Host()))\n print('read')\n"
         "except Unsupported as error:\n print(error)"
     )
-    restricted = Path("/proc/sys/kernel/dmesg_restrict")
-    before = restricted.read_text().strip()
     drop = ("setpriv", "--bounding-set=-syslog,-sys_admin", "--inh-caps=-syslog,-sys_admin")
-    try:
-        restricted.write_text("1")
+    with setting("/proc/sys/kernel/dmesg_restrict", "1"):
         told = run(*drop, sys.executable, "-c", script)
-    finally:
-        restricted.write_text(before)
     assert "CAP_SYSLOG" in told
 
 

@@ -30,6 +30,7 @@ from tests.real.conftest import Make, run
 from tests.real.containerd import containerd
 from tests.real.dockerd import Dockerd, deep_archive, dockerd
 from tests.refusal import refuse
+from tests.settings import setting
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 NOWHERE = Runtimes((), (), (), (), ())
@@ -448,10 +449,7 @@ def parameter(need: Callable[..., None], stack: ExitStack) -> Callable[[str, str
     need("mount")
 
     def set_it(name: str, value: str) -> None:
-        path = PARAMETERS / name
-        before = path.read_text()
-        stack.callback(path.write_text, before)
-        path.write_text(value)
+        stack.enter_context(setting(str(PARAMETERS / name), value))
 
     return set_it
 

@@ -22,6 +22,7 @@ from agent.latches import Latches
 from agent.runner import Plan
 from agent.scheduler import Scheduler
 from collectors import thinpool
+from tests.settings import setting
 from tests.vm.guest.pools import LEAF, LVM_CONF, Node, helper, lvm_pool, mapped, pool, run, until_settled, write
 
 MIB = 1 << 20
@@ -37,11 +38,8 @@ def node() -> Iterator[Node]:
 def no_space_timeout() -> Iterator[None]:
     """Writes to a full pool fail after a few seconds, not after a minute."""
     run("modprobe", "dm-thin-pool")
-    path = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
-    before = path.read_text()
-    path.write_text("5")
-    yield
-    path.write_text(before)
+    with setting("/sys/module/dm_thin_pool/parameters/no_space_timeout", "5"):
+        yield
 
 
 def lvs(volume: str) -> dict[str, float]:
