@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from agent.host import Host
 from agent.metric import Family
 from collectors.cgroups import layout
 from collectors.pagecache import LIMIT_EVERY, PageCache, Settings
+from tests.real.daemon import WAIT
 
 MIB = 1 << 20
 
@@ -44,9 +46,17 @@ class Cgroup:
         subprocess.run(["sh", "-ec", inside, "sh", *arguments], check=True, timeout=120)
 
     def remove(self) -> None:
+        """Remove what was made, but for parents that another cgroup is still in."""
         for each in reversed(self._made):
-            with contextlib.suppress(OSError):  # another test's cgroup is still in it
-                each.rmdir()
+            end = time.monotonic() + WAIT
+            while not any(inner.is_dir() for inner in each.iterdir()):
+                try:
+                    each.rmdir()
+                    break
+                except OSError:  # the last tasks leave a moment after their processes' end
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -247,19 +248,22 @@ def test_a_mount_that_hangs_costs_itself_only_and_comes_back(node: Node, filesys
 
 
 @pytest.mark.slow
-def test_nothing_is_left_behind_after_100_rounds(stuckfs: StuckFs) -> None:
-    prober = HelperProber(deadline=0.02)
-    node = Node(prober)
+def test_nothing_is_left_behind_after_100_rounds(
+    make_prober: Callable[..., HelperProber], stack: contextlib.ExitStack, stuckfs: StuckFs
+) -> None:
+    node = Node(make_prober(deadline=0.02))
+    stack.callback(node.running.close)
     node.read()
     before = footprint()
     stuckfs.hang()
     for _ in range(100):
         assert node.of(stuckfs.mount)["stuck"] == 1
     stuckfs.wake()
+    end = time.monotonic() + 30
     node.read()
-    assert footprint() == before
-    node.running.close()
-    prober.close()
+    while footprint() != before:  # a busy machine takes a while to end a helper, or to answer within 20 ms
+        assert time.monotonic() < end, (before, footprint())
+        node.read()
 
 
 def test_a_helper_that_is_killed_is_replaced_and_costs_no_number(node: Node, filesystem: Make) -> None:
@@ -352,9 +356,11 @@ def test_a_helper_that_dies_twice_at_one_path_is_no_claim_that_it_hangs(
     assert answers == [Failed, Space]
 
 
-def test_a_root_on_a_mount_that_hangs_keeps_its_role_and_the_round_does_not_hang(stuckfs: StuckFs) -> None:
-    prober = HelperProber(deadline=0.1)
-    node = Node(prober, collector.Settings(roots={"docker": (str(stuckfs.mount),)}))
+def test_a_root_on_a_mount_that_hangs_keeps_its_role_and_the_round_does_not_hang(
+    make_prober: Callable[..., HelperProber], stack: contextlib.ExitStack, stuckfs: StuckFs
+) -> None:
+    node = Node(make_prober(), collector.Settings(roots={"docker": (str(stuckfs.mount),)}))
+    stack.callback(node.running.close)
     role = {str(stuckfs.mount): 1}
     assert node.read()["role"].items() >= role.items()
     stuckfs.hang()
@@ -366,8 +372,6 @@ def test_a_root_on_a_mount_that_hangs_keeps_its_role_and_the_round_does_not_hang
     assert rounds[0]["role"].items() >= role.items()
     stuckfs.wake()
     thread.join()
-    node.running.close()
-    prober.close()
 
 
 # -- other mount namespaces --

@@ -33,14 +33,18 @@ class Node:
         )
         self._now = 1000.0
         self._host = Host()
+        self._docker = docker
+        self._ids: set[str] = set()
         self.running = PageCache(Start(self._host, Settings(), None, runtimes), lambda: self._now)
 
     def caches(self) -> dict[str, float]:
-        """Do one run; return the page cache by the container's name."""
+        """Do one run; return the page cache by the name of each container that this dockerd has or had."""
         self._now += INTERVAL
+        self._ids.update(self._docker.docker("ps", "--all", "--quiet").split())
         for item in self.running.collect(self._host):
             if isinstance(item, Family) and item.metric.name == "ullage_container_page_cache_bytes":
-                return {labels[2]: value for labels, value in zip(item.labelsets, item.values, strict=True)}
+                found = zip(item.labelsets, item.values, strict=True)
+                return {labels[2]: value for labels, value in found if labels[3] in self._ids}
         return {}
 
 
