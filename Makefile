@@ -22,7 +22,7 @@ test: $(VENV)/dev ## install what the tests need (Debian packages when root) and
 # the guest, and this machine: tests/conftest.py
 SIDE_BY_SIDE = -n 2 --no-loadscope-reorder
 # real daemons and an emulated machine, among other work: what failed once is told all the same
-SECOND_TRY = --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks $(addprefix --rerun-exclude-path=,tests/unit tests/fuzz)
+SECOND_TRY = --reruns 1 --max-suite-reruns 10 --rerun-show-tracebacks $(addprefix --rerun-exclude-path=,tests/unit tests/fuzz)
 
 check: $(VENV)/dev lint unit ## lint, types, import arrows and unit tests; under a minute
 
