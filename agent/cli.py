@@ -18,7 +18,7 @@ from typing import Any
 from agent import log  # first, as it spares us what structlog imports
 
 # isort: split
-from agent import __version__, config, selfrules
+from agent import __version__, config, selfrules, statefile
 from agent.containers import Runtimes
 from agent.errors import ConfigError, UllageError
 from agent.host import Host
@@ -67,13 +67,14 @@ def _once(parsed: argparse.Namespace) -> int:
     from agent import daemon  # noqa: PLC0415  as above
 
     chosen = {name for name, is_wanted in _switches(parsed).items() if is_wanted}
-    options = _options(parsed, {c.name: c.name in chosen for c in ALL} if chosen else None)
-    exposition = daemon.once(options, ALL, saves=parsed.textfile is not None)
-    if parsed.textfile is None:
-        sys.stdout.buffer.write(exposition)
-        sys.stdout.buffer.flush()
-    else:
-        _write(parsed.textfile, exposition)
+    switches = {c.name: c.name in chosen for c in ALL} if chosen else None
+    if parsed.textfile is not None:
+        _write(parsed.textfile, daemon.once(_options(parsed, switches), ALL))
+        return 0
+    with statefile.untouched():
+        exposition = daemon.once(_options(parsed, switches, is_looking=True), ALL)
+    sys.stdout.buffer.write(exposition)
+    sys.stdout.buffer.flush()
     return 0
 
 
@@ -94,7 +95,7 @@ def _examine(parsed: argparse.Namespace) -> int:
         report = doctor.Report(status, doctor.judge(status))
     else:
         with _progress() as tell:
-            report = doctor.examine(_options(parsed), ALL, parsed.seconds, tell)
+            report = doctor.examine(_options(parsed, is_looking=True), ALL, parsed.seconds, tell)
     if parsed.json:
         print(report.as_json().decode())  # noqa: T201  the command's answer
     else:
@@ -125,7 +126,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _advise(parsed: argparse.Namespace) -> int:
     from agent import advice  # noqa: PLC0415  as above
 
-    options = _options(parsed)
+    options = _options(parsed, is_looking=True)
     runtimes = options.load(ALL).runtimes
     node = advice.survey_in_time(Host(options.procfs, options.sysfs, options.rootfs, options.dev), runtimes)
     found, console = advice.judge(node), _console()
@@ -182,11 +183,15 @@ def _write(path: str, content: bytes) -> None:
         raise UllageError(f"--textfile {path}: cannot be written: {error.strerror}") from error
 
 
-def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None) -> Any:
+def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None, *, is_looking: bool = False) -> Any:
+    """Return the daemon's options; a command that only looks takes the state directory as it is, or none."""
     from agent import daemon  # noqa: PLC0415  as above
 
-    if parsed.path_state is not None:
-        state: Path | None = daemon.prepare_state(Path(parsed.path_state))
+    if is_looking:
+        given = Path(parsed.path_state) if parsed.path_state is not None else _default_state()
+        state: Path | None = given if given.is_dir() else None
+    elif parsed.path_state is not None:
+        state = daemon.prepare_state(Path(parsed.path_state))
     else:
         try:
             state = daemon.prepare_state(_default_state())

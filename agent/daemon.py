@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import select
@@ -38,6 +39,8 @@ from agent.status import Agent, Status, build, read_node
 from agent.webconfig import WebConfig
 from agent.webconfig import load as load_web
 
+# what is wrong with the filesystem then, not with what we were told
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 STOP_WITHIN = 1.0  # seconds for collectors to end; the whole stop is promised within two
 SAVE_WITHIN = 0.5  # seconds for the last save: its disk may hang
 KEEP_EVERY = 5.0  # seconds between looks at what is overdue, unsaved, or changed on disk
@@ -141,13 +144,12 @@ class Engine:
         self.latches.save()
         self.sightings.save()
 
-    def stop(self, *, saves: bool = True) -> None:
+    def stop(self) -> None:
         """End all collectors, save what outlives the agent, end the helper processes."""
         self.scheduler.stop(STOP_WITHIN)
-        if saves:
-            saver = threading.Thread(target=self._save, daemon=True)
-            saver.start()
-            saver.join(SAVE_WITHIN)
+        saver = threading.Thread(target=self._save, daemon=True)
+        saver.start()
+        saver.join(SAVE_WITHIN)
         self.prober.close()
         self.ioctls.close()
         self.commands.close()
@@ -273,7 +275,7 @@ def _news(worker: Worker) -> tuple[object, ...]:
     return *is_so, outcome.dropped, dict(worker.runner.errors), levels, findings
 
 
-def once(options: Options, collectors: Sequence[Collector], *, saves: bool) -> bytes:
+def once(options: Options, collectors: Sequence[Collector]) -> bytes:
     """Return one complete exposition: every collector run once; those past their deadline are overdue."""
     config = options.load(collectors)
     engine = Engine(options, config, os.uname().nodename, has_process=False)
@@ -284,18 +286,24 @@ def once(options: Options, collectors: Sequence[Collector], *, saves: bool) -> b
         engine.publish()
         return b"".join(engine.pages.members("text", gzip=False))
     finally:
-        engine.stop(saves=saves)
+        engine.stop()
 
 
 def prepare_state(path: Path) -> Path:
-    """Make the state directory; raises StartError when it cannot be written."""
+    """Make the state directory; raises StartError when it cannot be written.
+
+    A full or read-only filesystem is no reason not to start: the agent is there to tell of it. What could not be
+    written is tried again.
+    """
     try:
         path.mkdir(mode=0o750, parents=True, exist_ok=True)
         probe = path / ".write-test"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise StartError(f"--path.state {path}: cannot be written: {error.strerror}") from error
+        if error.errno not in FULL:
+            raise StartError(f"--path.state {path}: cannot be written: {error.strerror}") from error
+        structlog.get_logger().warning("state cannot be written for now", path=str(path), error=error.strerror)
     return path
 
 

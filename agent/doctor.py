@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from agent import statefile
 from agent.collector import Collector, RateRatio
 from agent.daemon import Engine, Options
 from agent.plain import plain
@@ -78,7 +79,13 @@ def examine(
 
     `tell` is given what is being waited for, again and again.
     """
-    engine = Engine(options, options.load(collectors), os.uname().nodename, has_process=False)
+    with statefile.untouched():
+        return _examine(
+            Engine(options, options.load(collectors), os.uname().nodename, has_process=False), seconds, tell
+        )
+
+
+def _examine(engine: Engine, seconds: float, tell: Callable[[str], None]) -> Report:
     try:
         workers = engine.scheduler.workers
         while not engine.scheduler.is_ready:
@@ -102,7 +109,7 @@ def examine(
         status = engine.status()
         return Report(status, judge(status), round(elapsed, 1), list(_ratios(first, _readings(workers))))
     finally:
-        engine.stop(saves=False)
+        engine.stop()
 
 
 def _named(names: Iterable[str]) -> str:
@@ -116,7 +123,9 @@ def judge(status: Status) -> Verdict:
         return "critical"
     if "warning" in severities:
         return "warnings"
-    could_all = status.agent.ready and all(each.state in ("up", "unsupported") for each in status.collectors)
+    could_all = status.agent.ready and all(
+        each.state in ("up", "unsupported") and not each.lacks for each in status.collectors
+    )
     return "clean" if could_all and status.collectors else "unknown"
 
 

@@ -1,12 +1,16 @@
-"""A small JSON file that outlives the agent: written by atomic rename, and a damaged one is set aside, never fatal."""
+"""A small JSON file that outlives the agent: written by atomic rename, and a damaged one is set aside, never fatal.
+
+A command that only looks around runs beside an agent whose files these are: it changes none of them, see `untouched`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +21,17 @@ from agent.files import open_regular
 LIMIT = 16 << 20  # bytes
 REFRESH = 600.0  # seconds between writes of a file whose times must not grow old, when nothing else changes
 T = TypeVar("T")
+_is_untouched = threading.Event()
+
+
+@contextlib.contextmanager
+def untouched() -> Iterator[None]:
+    """Have this process change no state file for the time of a block, whichever thread would."""
+    _is_untouched.set()
+    try:
+        yield
+    finally:
+        _is_untouched.clear()
 
 
 def load(path: Path, version: int, decode: Callable[[Any], T]) -> T | None:
@@ -33,6 +48,9 @@ def load(path: Path, version: int, decode: Callable[[Any], T]) -> T | None:
     except OSError as error:
         log.warning("state unreadable", path=str(path), error=error.strerror)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        if _is_untouched.is_set():
+            log.warning("state damaged", path=str(path), error=str(error)[:500])
+            return None
         aside = path.with_suffix(".damaged")
         with contextlib.suppress(OSError):
             os.replace(path, aside)
@@ -97,7 +115,7 @@ class Keeper:
 
     def save(self) -> None:
         """Write by atomic rename. Failure is logged once, until it is over."""
-        if self._path is None:
+        if self._path is None or _is_untouched.is_set():
             return
         self.is_dirty = False  # before the look: a change during it may be in the file or not, and is written again
         self._saved_at = self._clock()

@@ -92,6 +92,26 @@ def test_a_level_that_cannot_be_saved_is_served_and_saved_when_it_can(
         agent.stop()
 
 
+@pytest.mark.parametrize("fault", [full, read_only])
+def test_the_agent_starts_where_its_state_cannot_be_written(
+    tmp_path: Path,
+    config: Config,
+    filesystem: Make,
+    fault: Callable[[Path], contextlib.AbstractContextManager[None]],
+) -> None:
+    watched, disk = filesystem("ext4", "-N", "1024"), filesystem("ext4", "-N", "64", size=8)
+    Inodes(watched).fill(CRITICAL)
+    state = disk / "state"
+    with contextlib.ExitStack() as broken:
+        broken.enter_context(fault(disk))
+        with running(tmp_path, config(), f"--path.state={state}") as agent:
+            agent.until(lambda page: inode_level(page, watched) == [2], "the level")
+            agent.wait_for_log(f'event="state cannot be written for now" path={state}')
+            broken.close()
+            until(lambda: kept(state, watched) == 2, "the level in the file")
+            agent.stop()
+
+
 def test_damaged_state_files_are_set_aside_and_nothing_else_is_lost(tmp_path: Path, config: Config) -> None:
     with running(tmp_path, config()) as agent:
         agent.until_fresh()

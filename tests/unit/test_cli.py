@@ -72,7 +72,7 @@ def test_bad_usage_and_bad_configuration_exit_with_2_and_a_reason(arguments: tup
         ("run", "--web.listen-address=127.0.0.1:99999"),
         ("run", "--web.listen-address=192.0.2.1:0"),
         ("once", "--textfile=/nonexistent/ullage.prom"),
-        ("once", "--path.state=/proc/nowhere"),
+        ("run", "--path.state=/proc/nowhere"),
     ],
 )
 def test_what_cannot_be_done_exits_with_1_or_2_and_a_reason(arguments: tuple[str, ...]) -> None:

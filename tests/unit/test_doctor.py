@@ -32,6 +32,7 @@ from agent.status import (
     WatermarkStatus,
 )
 from agent.watermark import Tier, Watermark
+from collectors import ALL
 
 USED, SIZE = Metric("ullage_used_bytes", "X.", ("name",)), Metric("ullage_size_bytes", "X.", ("name",))
 TOP = Metric("ullage_top_total", "X.", ("name", "drive"), "counter")
@@ -287,5 +288,16 @@ def test_what_is_waited_for_is_told() -> None:
 
 
 def test_no_state_is_changed(tmp_path: Path) -> None:
-    examine(Options(state=tmp_path), [collector([USED(95, "a"), SIZE(100, "a")])], 0.01)
-    assert list(tmp_path.iterdir()) == []
+    state, root = tmp_path / "state", tmp_path / "root"
+    for directory in (state, root, *(state / each.name for each in ALL)):
+        directory.mkdir()
+    (state / "layers" / "layers.json").write_text("damaged")
+    options = Options(state=state, rootfs=str(root), procfs=str(root), sysfs=str(root))
+    examine(options, [*ALL, collector([USED(95, "a"), SIZE(100, "a")])], 0.01)
+    assert [path for path in state.rglob("*") if not path.is_dir()] == [state / "layers" / "layers.json"]
+
+
+def test_who_may_not_look_everywhere_calls_nothing_clean() -> None:
+    one = CollectorStatus("one", "X.", "up", lacks=[LackStatus("much", ("SYS_ADMIN",))])
+    assert judge(Status(agent=READY, collectors=[one])) == "unknown"
+    assert judge(Status(agent=READY, collectors=[msgspec.structs.replace(one, lacks=[])])) == "clean"
