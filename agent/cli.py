@@ -189,7 +189,7 @@ def _options(parsed: argparse.Namespace, switches: dict[str, bool] | None = None
 
     if is_looking:
         given = Path(parsed.path_state) if parsed.path_state is not None else _default_state()
-        state: Path | None = given if given.is_dir() else None
+        state: Path | None = given if os.path.isdir(given) else None
     elif parsed.path_state is not None:
         state = daemon.prepare_state(Path(parsed.path_state))
     else:
