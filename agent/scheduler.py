@@ -25,6 +25,7 @@ from agent.runner import Plan, Runner
 from agent.uevents import Uevents
 
 RETRY = 60.0  # seconds before a collector that could not be started is tried again
+WAIT = 0.5  # seconds between looks whether one that waits for its predecessor is still wanted
 BURST = 1.0  # seconds from a wake to its run at least: devices come and go in bursts
 BURST_FACTOR = 10.0  # and so many times what the run before it took: no storm of events makes it cost a core
 
@@ -36,7 +37,10 @@ def phase(node: str, name: str, interval: float) -> float:
 
 
 class Worker:
-    """One collector's thread. `is_first_done` is set when its first run has ended, well or not."""
+    """One collector's thread. `is_first_done` is set when its first run has ended, well or not.
+
+    `predecessor` is whom it waits for, None for nobody.
+    """
 
     def __init__(
         self, runner: Runner, start: Start, offset: float, told: Callable[[], None], ended: Callable[[str], None]
@@ -51,12 +55,14 @@ class Worker:
         self._stop = threading.Event()
         self._woken = threading.Event()
         self._is_hurried = False
-        self._predecessor: threading.Thread | None = None
+        self.predecessor: Worker | None = None
         self.thread = threading.Thread(target=self._live, name=f"collector-{runner.plan.name}", daemon=True)
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a run is out for longer than its deadline."""
+        """Whether a run is out for longer than its deadline: while it waits for a predecessor, that one's."""
+        if (before := self.predecessor) is not None:
+            return before.is_overdue
         since = self._since
         return since is not None and time.monotonic() - since > self.runner.plan.deadline
 
@@ -65,9 +71,9 @@ class Worker:
         """Whether nobody needs to wait for this collector's first page any longer."""
         return self.is_first_done or self.is_overdue
 
-    def begin(self, predecessor: threading.Thread | None = None) -> None:
-        """Start the thread; it waits until a predecessor of the same collector has ended."""
-        self._predecessor = predecessor
+    def begin(self, predecessor: Worker | None = None) -> None:
+        """Start the thread; it waits until a predecessor of the same collector, and those before it, have ended."""
+        self.predecessor = predecessor
         self.thread.start()
 
     def stop(self) -> None:
@@ -81,9 +87,12 @@ class Worker:
         self._woken.set()
 
     def _live(self) -> None:
-        if self._predecessor is not None:
-            self._predecessor.join()
-            self._predecessor = None
+        while (before := self.predecessor) is not None:
+            before.thread.join(WAIT)
+            if not before.thread.is_alive():
+                self.predecessor = before.predecessor  # of one that was stopped while it waited
+            elif self._stop.is_set():
+                return
         running = None
         while not self._stop.is_set() and running is None:
             running = self._try_start()
@@ -193,7 +202,7 @@ class Scheduler:
             runner.transitions.update(old.runner.transitions)
             runner.outcome = old.runner.outcome
             old.stop()
-        worker.begin(old.thread if old is not None else None)
+        worker.begin(old)
         return worker
 
     def _withdraw_removed(self, name: str) -> None:

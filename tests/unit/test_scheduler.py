@@ -109,6 +109,23 @@ def test_a_changed_plan_waits_for_the_run_that_is_out() -> None:
         assert probe.most_at_once == 1
 
 
+def test_a_plan_that_changes_while_its_collector_is_stuck_hides_nothing_and_leaves_one_thread() -> None:
+    before = threading.active_count()
+    stuck = Probe("stuck", is_held=True)
+    with scheduler() as (made, _):
+        made.apply([stuck.plan()])
+        until(made, lambda: made.workers["stuck"].is_overdue)
+        for number in range(5):
+            made.apply([stuck.plan(settings=number)])
+            assert made.workers["stuck"].is_overdue
+            assert made.is_ready
+        until(made, lambda: threading.active_count() == before + 2)  # the one that is stuck, and its newest successor
+        assert made.workers["stuck"].is_overdue
+        stuck.gate.set()
+        until(made, lambda: stuck.runs >= 3 and not made.workers["stuck"].is_overdue)
+        assert stuck.most_at_once == 1
+
+
 def test_an_unchanged_plan_goes_on_untouched_and_a_removed_one_is_withdrawn() -> None:
     kept, gone = Probe("kept"), Probe("gone")
     plan = kept.plan(interval=60, deadline=60)
