@@ -15,10 +15,11 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
+from agent import statefile
 from agent.collector import Collector, Fact, Start, Top, Yield
 from agent.containers import LABELS as CONTAINER
 from agent.containers import SHORT_ID, Containers, Runtimes
@@ -45,6 +46,7 @@ KNOWN: tuple[State, ...] = ("image", "container", "build", "removing")  # where 
 LINKS = ("live", "dangling", "missing", "empty")
 OTHER: LabelSet = ("", "", "other", "")
 LISTED = 3  # names in one finding
+STATE = "unknown.json"
 WHOLE_ID = re.compile(r"[0-9a-f]{64}")
 MIB = 1 << 20
 WHY = {"dangling": "leads nowhere", "missing": "is missing", "empty": "is empty"}
@@ -153,6 +155,9 @@ class _Seen:
     scan: Scan | None = None
 
 
+_Unknown = Mapping[str, Mapping[tuple[str, int], float]]
+
+
 @dataclass(slots=True)
 class Layers:
     """The running collector. `connect` makes a client of Docker's API."""
@@ -164,12 +169,17 @@ class Layers:
     _informants: Sequence[Informant] = field(init=False)
     _counting: Counting = field(init=False)
     _containers: Containers = field(init=False)
+    _unknown: _Unknown = field(init=False)  # of each store, since when
+    _keeper: statefile.Keeper = field(init=False)
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _shown: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Take up what the last agent counted."""
+        """Take up what the last agent counted, and which layers it saw that nobody knows: an orphan is seen twice."""
         settings = self.start.settings
+        state = self.start.state / STATE if self.start.state is not None else None
+        self._unknown = statefile.load(state, 1, _decode) or {} if state is not None else {}
+        self._keeper = statefile.Keeper(state, 1, self._gather)
         self._counting = Counting(settings.cpu_budget, self.start.state, wants_mark=settings.fanotify)
         sockets = self.start.runtimes.docker_sockets
         self._informants = [Informant(path, self.connect, self.clock) for path in sockets]
@@ -191,11 +201,18 @@ class Layers:
         stores = find(host, self.start.runtimes, {path: seen.store for path, seen in self._seen.items()}, told)
         if not stores:
             raise Unsupported(_why_none(host, self.start.runtimes))
+        for each in stores:
+            if each.path not in self._seen:
+                each.unknown.since = self._unknown.get(each.path, {})
         self._seen = {each.path: self._seen.get(each.path) or _Seen(each) for each in stores}
         for seen in self._seen.values():
             seen.store.unknown.min_age = self.start.settings.orphan_age
             with host.skipping():
                 self._look(host, seen)
+        unknown = {path: seen.store.unknown.since for path, seen in self._seen.items()}
+        self._keeper.is_dirty |= unknown != self._unknown
+        self._unknown = unknown
+        self._keeper.save_if_needed()
         self._counting.keep_only(self._seen)
         self._counting.work(host)
         weights: dict[str, tuple[Layer, Count]] = {}
@@ -204,6 +221,9 @@ class Layers:
                 yield from self._tell(seen.store, seen.scan)
                 weights |= self._writable(path, seen.scan.layers)
         yield from self._name(weights)
+
+    def _gather(self) -> Mapping[str, Any]:
+        return {"unknown": {path: [[*key, at] for key, at in since.items()] for path, since in self._unknown.items()}}
 
     def _look(self, host: Host, seen: _Seen) -> None:
         """Look at a store's layers anew if anything has changed, or enough time has gone by for one to be an orphan."""
@@ -323,6 +343,13 @@ class Layers:
                 who=" and ".join(who),
                 remedy=_link_remedy(store, each, {layer.name for layer in scan.layers}),
             )
+
+
+def _decode(data: Any) -> _Unknown:
+    return {
+        str(path): {(str(name), int(inode)): float(at) for name, inode, at in rows if float(at) >= 0}
+        for path, rows in data["unknown"].items()
+    }
 
 
 def _why_none(host: Host, runtimes: Runtimes) -> str:

@@ -14,7 +14,7 @@ State = Literal["image", "container", "build", "orphan", "removing", "incomplete
 Why = Literal["dangling", "missing", "empty"]
 
 MIN_AGE = 3600.0  # seconds for which nobody has changed an orphan: a pull unpacks for minutes before it is known
-APART = 20.0  # seconds between the two scans that an orphan takes
+APART = 10.0  # seconds between the two scans that an orphan takes: doctor has these between its two readings
 AGAIN = 300.0  # seconds between looks at what is mounted, or being unpacked, though no runtime knows it
 MOST_LAYERS = 30_000  # of one store
 TICK = 1.0  # seconds: a directory that changed just now may change again without another time
@@ -171,14 +171,15 @@ def mounted_below(path: str, mounted: Collection[str]) -> set[str]:
 class Unknown:
     """Layers that their runtime does not know, from scan to scan: orphans once they are old, and were seen twice.
 
-    `due` is when a scan finds something else even if no file changes, in seconds since the epoch.
+    `due` is when a scan finds something else even if no file changes, in seconds since the epoch. `since` is when each
+    was first seen to be unknown, by name and inode.
     """
 
     min_age: float = MIN_AGE
     apart: float = APART
     due: float | None = None
+    since: Mapping[tuple[str, int], float] = field(default_factory=dict)
     _turn: Iterator[int] = field(default_factory=itertools.count)
-    _since: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def judge(self, looks: Mapping[str, Look], kept: Collection[str], now: float, *, is_known: bool) -> set[str]:
         """Return which of these unknown layers are orphans; those in `kept` never are, nor any if not `is_known`.
@@ -189,11 +190,12 @@ class Unknown:
         if not is_known:
             self.look_again(now + self.apart)
             return set()
-        before, self._since = self._since, {}
-        orphans = set()
+        before, orphans = self.since, set()
+        after: dict[tuple[str, int], float] = {}
+        self.since = after
         for name, seen in looks.items():
             key = name, seen.identity[0]
-            since = self._since[key] = min(before.get(key, now), now)
+            since = after[key] = min(before.get(key, now), now)
             due = max(since + self.apart, seen.changed + self.min_age)
             if name in kept:
                 self.look_again(max(due, now + AGAIN))  # what keeps it may end without a trace in the store

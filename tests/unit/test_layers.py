@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import _parser
 from agent.collector import Running, Start
 from agent.errors import Denied, Unsupported
 from agent.host import Host
 from collectors import layers
 from collectors.layers import COLLECTOR, Layers, Settings
+from collectors.stored import APART
 from tests.trees.node import Node
 from tests.unit.storetrees import hexadecimal, short
 
@@ -26,13 +28,14 @@ OVERLAY2 = "var/lib/docker/overlay2"
 class Late:
     """A node whose clocks are late by as much as the test says."""
 
-    def __init__(self, case: str, workplace: Path, settings: Settings | None = None) -> None:
+    def __init__(self, case: str, workplace: Path, settings: Settings | None = None, state: Path | None = None) -> None:
         self.seconds = 0.0
 
         def start(given: Start) -> Running:
-            given = replace(given, settings=settings or given.settings)
+            given = replace(given, settings=settings or given.settings, state=state)
             return Layers(given, clock=lambda: time.monotonic() + self.seconds, now=lambda: time.time() + self.seconds)
 
+        self._start = start
         self.node = Node(COLLECTOR, case, workplace, start)
         self.path = self.node.path
 
@@ -42,6 +45,11 @@ class Late:
         text = self.node.run()
         series = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
         return {re.sub(r',?store="[^"]*"', "", name): float(value) for name, value in series}
+
+    def restart(self) -> None:
+        self.node.running.close()
+        runner = self.node.runner
+        self.node.running = self._start(Start(runner.host, runner.plan.settings))
 
     def found(self) -> dict[str, str]:
         """Return the remedies by finding and target."""
@@ -75,6 +83,19 @@ def test_a_layer_that_nobody_knows_is_an_orphan_in_time(docker: Late) -> None:
     assert explained.startswith(f"1 layers in /{OVERLAY2} belong to no image and no container: 8 inodes, ")
     assert STRAY in explained
     assert STRAY in docker.found()[f"orphan-layers /{OVERLAY2}"]
+
+
+def test_a_layer_that_the_last_agent_saw_as_well_is_an_orphan_at_the_first_look(tmp_path: Path) -> None:
+    late = Late("docker", tmp_path / "node", state=tmp_path / "state")
+    late.run(2 * HOUR)
+    assert f"orphan-layers /{OVERLAY2}" not in late.found()
+    late.restart()
+    late.run(APART)
+    assert f"orphan-layers /{OVERLAY2}" in late.found()
+
+
+def test_doctor_sees_orphans_with_its_second_reading() -> None:
+    assert _parser().parse_args(["doctor"]).seconds >= APART
 
 
 def test_a_mounted_layer_is_no_orphan(docker: Late) -> None:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from agent import latches, sightings, statefile
 from agent.latches import Latches
 from agent.sightings import Sightings
-from collectors import kernel_counts, layercount, qgroup, volume_events
+from collectors import kernel_counts, layercount, layers, qgroup, volume_events
 from collectors.kernel_counts import Counts, Tally
 from collectors.volume_events import Kept
 from tests.clock import Clock
@@ -59,6 +59,10 @@ KINDS: dict[str, Kind] = {
     "collectors/layercount.py": (
         layercount._decode,
         {"stores": {"/var/lib/docker/overlay2": {"4f1e": [12, 1795473853, 9, 4096, 8, 0], "l": [7, 5, 1, None, 1, 0]}}},
+    ),
+    "collectors/layers.py": (
+        layers._decode,
+        {"unknown": {"/var/lib/docker/overlay2": [["4f1e\udc80", 12, 1795473853.5]]}},
     ),
     "collectors/qgroup.py": (qgroup._decode, {"had_quota": {"3f3f2e7c-8cb7-4c7e-9d5e-0a4e3b6f2f11": 1795473853.5}}),
     "collectors/volume_events.py": (volume_events._decode, of_volumes()),
