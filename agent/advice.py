@@ -28,7 +28,7 @@ from collectors.dockerinfo import Connect, Informant, read_daemon
 from collectors.drivers import Roots, Store
 from collectors.entrytypes import EntryTypes
 from collectors.readers import storage_opts
-from collectors.readers.docker import Info
+from collectors.readers.docker import Daemon, Info
 from collectors.readers.mountinfo import Mount, carrier, parse, visible
 
 Verdict = Literal["in use", "usable", "avoid", "not here"]
@@ -107,15 +107,17 @@ def survey(
         top = {mount.mountpoint: mount for mount in visible(parse(host.read("proc/1/mountinfo"))[0])}
     infos = list(_asked(host, runtimes.docker_sockets, connect))
     told = [info.root for info in infos if not drivers.is_storage(host, info)]
+    daemon = Daemon()
     with host.skipping():
-        told += filter(None, [read_daemon(host).root])
+        daemon = read_daemon(host)
+        told += filter(None, [daemon.root])
     roots = Roots(
         tuple(host.resolve_all((*told, *runtimes.docker_roots))),
         tuple(host.resolve_all(runtimes.containerd_roots)),
         tuple(host.resolve_all(runtimes.containers_storage_roots)),
     )
     containerd = drivers.containerd_version(host, runtimes.containerd_states, infos)
-    stores = drivers.find(host, roots, infos, top, containerd)
+    stores = drivers.find(host, roots, drivers.Word(infos, daemon, containerd), top)
     release = _text(host, "proc/sys/kernel/osrelease")
     places = {
         "docker": _place(host, "docker", _root_of(stores, "docker", roots.docker), top, types),

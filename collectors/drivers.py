@@ -1,9 +1,9 @@
 """The stores of images and containers on a node: whose they are, what driver they are of, and what is left of others.
 
-Source: Docker's own word (API, /info); else DATA-ROOT/image/DRIVER/layerdb, and where containers' roots are mounted;
-containerd's ROOT/io.containerd.snapshotter.v1.NAME/metadata.db, which the first snapshot makes; of CRI-O and Podman
-ROOT/DRIVER-layers/layers.json (containers/storage). A driver's files stay when Docker is given another one: so they
-alone tell of a driver only where there is no second one.
+Source: Docker's own word (API, /info); else DATA-ROOT/image/DRIVER/layerdb, as far as daemon.json does not rule it out,
+and where containers' roots are mounted; containerd's ROOT/io.containerd.snapshotter.v1.NAME/metadata.db, which the
+first snapshot makes; of CRI-O and Podman ROOT/DRIVER-layers/layers.json (containers/storage). A driver's files stay
+when Docker is given another one: so they alone tell of a driver only where there is no second one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from agent.errors import Vanished
 from agent.host import Host
-from collectors.readers.docker import Info
+from collectors.readers.docker import Daemon, Info
 
 SNAPSHOTTER = "io.containerd.snapshotter.v1."
 MANAGED = "containerd/daemon"  # below a data-root: what belongs to a containerd that Docker has started itself
@@ -32,6 +32,14 @@ class Roots(NamedTuple):
     docker: tuple[str, ...]
     containerd: tuple[str, ...]
     storage: tuple[str, ...]
+
+
+class Word(NamedTuple):
+    """What Docker's daemons said of themselves, what daemon.json says, and the version of containerd, if known."""
+
+    infos: Sequence[Info]
+    daemon: Daemon
+    containerd: str = ""
 
 
 class Store(NamedTuple):
@@ -67,21 +75,16 @@ def containerd_version(host: Host, states: Iterable[str], infos: Iterable[Info])
     return told[0] if len(running) == len(told) == 1 else ""
 
 
-def find(host: Host, roots: Roots, infos: Iterable[Info], points: Collection[str], containerd: str = "") -> list[Store]:
-    """Return the stores in use below these roots, given what daemons said and where filesystems are mounted.
-
-    `containerd` is its version, where somebody knows it.
-    """
-    told = {info.root: info for info in infos}
+def find(host: Host, roots: Roots, word: Word, points: Collection[str]) -> list[Store]:
+    """Return the stores in use below these roots, given what daemons said and where filesystems are mounted."""
+    told = {info.root: info for info in word.infos}
     found = [
-        store
-        for root in roots.docker
-        if (store := _docker(host, root, roots.containerd, told.get(root), points)) is not None
+        store for root in roots.docker if (store := _docker(host, root, roots.containerd, word, points)) is not None
     ]
     taken = {store.path for store in found}
     for root in roots.containerd:
         found += [
-            Store("containerd", driver, root, path, containerd)
+            Store("containerd", driver, root, path, word.containerd)
             for driver, path in _snapshotters(host, root)
             if path not in taken
         ]
@@ -100,9 +103,8 @@ def is_storage(host: Host, info: Info) -> bool:
     return host.exists(f"{info.root}/{info.driver}-layers")
 
 
-def _docker(
-    host: Host, root: str, containerd: Sequence[str], info: Info | None, points: Collection[str]
-) -> Store | None:
+def _docker(host: Host, root: str, containerd: Sequence[str], word: Word, points: Collection[str]) -> Store | None:
+    info = next((each for each in word.infos if each.root == root), None)
     managed = f"{root}/{MANAGED}"
     if info is not None:
         if not info.is_containerd:
@@ -115,8 +117,14 @@ def _docker(
         ]
         return Store("docker", info.driver, root, places[0] if places else "", info.version, is_told=True)
     # if none has layers, those that were ever in use
-    candidates = {driver: f"{root}/{driver}" for driver in with_layers(host, root) or host.listed(f"{root}/image")}
-    candidates |= dict(_snapshotters(host, managed))
+    candidates: dict[str, str] = {}
+    if not word.daemon.is_containerd:
+        drivers = with_layers(host, root) or host.listed(f"{root}/image")
+        candidates |= {driver: f"{root}/{driver}" for driver in drivers}
+    if word.daemon.is_containerd is not False:
+        candidates |= dict(_snapshotters(host, managed))
+    if word.daemon.driver:
+        candidates = {driver: path for driver, path in candidates.items() if driver == word.daemon.driver}
     if len(candidates) > 1:
         mounted = {match["driver"] for point in points if (match := _below(point, root))}
         candidates = {driver: path for driver, path in candidates.items() if driver in mounted}

@@ -114,7 +114,8 @@ class Overlays:
         with host.skipping():
             self._read_table(host, roots)
         containerd = drivers.containerd_version(host, self.start.runtimes.containerd_states, infos)
-        mounts, found = self._table.overlays, drivers.find(host, roots, infos, self._table.top, containerd)
+        word = drivers.Word(infos, daemon, containerd)
+        mounts, found = self._table.overlays, drivers.find(host, roots, word, self._table.top)
         if not (parameters or mounts or found):
             raise Unsupported("neither overlay nor a container runtime's store is on this node")
         for name, number in parameters.items():

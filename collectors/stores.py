@@ -5,7 +5,7 @@ containerd's overlayfs snapshotter, of the system's containerd and of one that D
 Podman, Buildah and CRI-O, with additional image stores. Their configuration is daemon.json, config.toml, storage.conf.
 Which store is live: Docker's daemon knows. If it is not to be asked: it takes what its daemon.json says. Where that is
 silent it stays with a driver that has images, and a new installation uses containerd's store since version 29. So where
-both might be, nobody can tell.
+both might be, nobody can tell; nor where the host's /etc is not to be seen, as in a container that does not show it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collectors.stored import BrokenLink, Layer, Scan, State, Store
 __all__ = ("BrokenLink", "Layer", "Scan", "State", "Store", "find")
 
 STORAGE = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")  # the second only if there is no first
+CONTAINERD = "/var/lib/containerd"  # containerd's root where its configuration names none
 _Config = TypeVar("_Config")
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 
@@ -77,18 +78,33 @@ def _docker(host: Host, runtimes: Runtimes, known: Mapping[str, Store], told: Ma
 
 def _containerd(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
     config = _parsed(host, "etc/containerd/config.toml", containerd.parse_config) or containerd.Config("", "", "")
-    states = (*runtimes.containerd_states, *filter(None, [config.state]))
-    is_running = any(host.exists(f"{state}/containerd.sock") for state in states)
-    places = {f"{root}/{SNAPSHOTTER}": root for root in (*runtimes.containerd_roots, *filter(None, [config.root]))}
+    states = _containerd_states(runtimes, config)
+    places = {f"{root}/{SNAPSHOTTER}": root for root in states}
     if config.overlayfs:
-        places[config.overlayfs] = config.root or "/var/lib/containerd"
+        places[config.overlayfs] = config.root or CONTAINERD
     for place, root in places.items():
         path = host.resolve(place)
         if host.exists(f"{path}/metadata.db"):
             store = known.get(path)
             store = store if isinstance(store, ContainerdStore) else ContainerdStore(host.resolve(root), path)
-            store.is_live = True if is_running else None
+            store.is_live = True if any(host.exists(f"{state}/containerd.sock") for state in states[root]) else None
             yield store
+
+
+def _containerd_states(runtimes: Runtimes, config: containerd.Config) -> dict[str, tuple[str, ...]]:
+    """Return containerd's roots, and of each the state directories that may be of the daemon that uses it.
+
+    The usual places are in pairs. Of a root beside others whose own is not known none is: it may have been left behind.
+    """
+    roots, states = runtimes.containerd_roots, runtimes.containerd_states
+    if len(roots) == len(states):
+        found: dict[str, tuple[str, ...]] = {root: (state,) for root, state in zip(roots, states, strict=True)}
+    else:
+        found = dict.fromkeys(roots, states if len(roots) == 1 else ())
+    if config.root or config.state:
+        found[CONTAINERD] = ()
+        found[config.root or CONTAINERD] = (config.state or states[0],) if config.state or states else ()
+    return found
 
 
 def _containers_storage(host: Host, runtimes: Runtimes, known: Mapping[str, Store]) -> Iterator[Store]:
@@ -129,9 +145,9 @@ def _remapped(host: Host, root: str) -> list[str]:
 
 
 def _daemon(host: Host) -> Daemon | None:
-    """Return what Docker's configuration says; None if it cannot be read."""
+    """Return what Docker's configuration says; None if it cannot be read, or is not to be seen."""
     with host.skipping():
-        return read_daemon(host)
+        return read_daemon(host) if host.exists("etc") else None
     return None
 
 

@@ -364,6 +364,23 @@ def test_two_drivers_without_a_word_and_without_mounts_are_no_driver(make: Make)
     assert "ullage_storage_driver_info" not in machine.page
 
 
+@pytest.mark.parametrize(
+    ("config", "is_used"),
+    [
+        ("{}", True),
+        ('{"storage-driver": "vfs"}', True),
+        ('{"storage-driver": "overlay2"}', False),
+        ('{"features": {"containerd-snapshotter": true}}', False),
+        ('{"features": {"containerd-snapshotter": false}}', True),
+    ],
+)
+def test_a_driver_that_the_configuration_rules_out_is_not_in_use(config: str, *, is_used: bool, make: Make) -> None:
+    machine = make("docker-vfs")
+    machine.write("etc/docker/daemon.json", config)
+    machine.run()
+    assert ('ullage_storage_driver_info{backing_filesystem="ext4",driver="vfs"' in machine.page) == is_used
+
+
 def test_the_store_of_containerd_is_dockers_when_it_says_so(make: Make) -> None:
     machine = make("docker")
     machine.daemon.told = CONTAINERD

@@ -35,6 +35,7 @@ def test_a_node_without_runtimes_has_none(tmp_path: Path) -> None:
 
 
 def test_docker_and_the_containerd_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
     DockerTree(tmp_path / DOCKER).image("base")
     ContainerdTree(tmp_path / CONTAINERD)
     assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", True), OVERLAYFS: ("containerd", "overlayfs", None)}
@@ -94,6 +95,34 @@ def test_which_of_dockers_stores_is_live(
     assert (stores[OVERLAY2], stores[MANAGED]) == (("docker", "overlay2", live[0]), ("docker", "overlayfs", live[1]))
 
 
+def test_where_the_configuration_is_not_to_be_seen_nobody_can_tell(tmp_path: Path) -> None:
+    DockerTree(tmp_path / DOCKER).image("base")
+    assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", None)}
+    (tmp_path / "etc").mkdir()
+    assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", True)}
+
+
+def test_what_an_earlier_containerd_left_is_not_live_for_another_that_runs(tmp_path: Path) -> None:
+    ContainerdTree(tmp_path / CONTAINERD)
+    ContainerdTree(tmp_path / "var/lib/rancher/k3s/agent/containerd")
+    (tmp_path / "run/k3s/containerd").mkdir(parents=True)
+    (tmp_path / "run/k3s/containerd/containerd.sock").touch()
+    assert [live for _, _, live in found(tmp_path).values()] == [None, True]
+
+
+def test_the_root_that_is_configured_is_the_one_that_is_live(tmp_path: Path) -> None:
+    ContainerdTree(tmp_path / CONTAINERD)
+    ContainerdTree(tmp_path / "srv/containerd")
+    for directory in ("etc/containerd", "run/containerd"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "etc/containerd/config.toml").write_text('root = "/srv/containerd"')
+    (tmp_path / "run/containerd/containerd.sock").touch()
+    live = {
+        path.removesuffix("/io.containerd.snapshotter.v1.overlayfs"): each[2] for path, each in found(tmp_path).items()
+    }
+    assert live == {"/var/lib/containerd": None, "/srv/containerd": True}
+
+
 @pytest.mark.parametrize("driver", ["overlay2", "overlayfs", "btrfs"])
 def test_what_the_daemon_says_goes_before_what_is_configured(driver: str, tmp_path: Path) -> None:
     DockerTree(tmp_path / "srv").image("base")
@@ -109,6 +138,7 @@ def test_what_the_daemon_says_goes_before_what_is_configured(driver: str, tmp_pa
 
 
 def test_a_new_installation_with_containerds_store_alone_is_live(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
     ContainerdTree(tmp_path / DOCKER / "containerd/daemon")
     assert found(tmp_path) == {MANAGED: ("docker", "overlayfs", True)}
 
