@@ -147,7 +147,8 @@ def _remapped(host: Host, root: str) -> list[str]:
 def _daemon(host: Host) -> Daemon | None:
     """Return what Docker's configuration says; None if it cannot be read, or is not to be seen."""
     with host.skipping():
-        return read_daemon(host) if host.exists("etc") else None
+        # a container may show nothing of the host's /etc, or only another part of it
+        return read_daemon(host) if host.exists("etc/docker") or host.exists("etc/passwd") else None
     return None
 
 

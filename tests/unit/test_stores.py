@@ -35,7 +35,7 @@ def test_a_node_without_runtimes_has_none(tmp_path: Path) -> None:
 
 
 def test_docker_and_the_containerd_of_the_system(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/docker").mkdir(parents=True)
     DockerTree(tmp_path / DOCKER).image("base")
     ContainerdTree(tmp_path / CONTAINERD)
     assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", True), OVERLAYFS: ("containerd", "overlayfs", None)}
@@ -98,7 +98,9 @@ def test_which_of_dockers_stores_is_live(
 def test_where_the_configuration_is_not_to_be_seen_nobody_can_tell(tmp_path: Path) -> None:
     DockerTree(tmp_path / DOCKER).image("base")
     assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", None)}
-    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/containers").mkdir(parents=True)
+    assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", None)}
+    (tmp_path / "etc/docker").mkdir(parents=True)
     assert found(tmp_path) == {OVERLAY2: ("docker", "overlay2", True)}
 
 
@@ -138,7 +140,7 @@ def test_what_the_daemon_says_goes_before_what_is_configured(driver: str, tmp_pa
 
 
 def test_a_new_installation_with_containerds_store_alone_is_live(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/docker").mkdir(parents=True)
     ContainerdTree(tmp_path / DOCKER / "containerd/daemon")
     assert found(tmp_path) == {MANAGED: ("docker", "overlayfs", True)}
 
