@@ -13,13 +13,21 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+import collectors
+from agent.watermark import Watermark
 from dashboards.generate import DASHBOARDS
+from dashboards.promql import FLEET, ratio, within
 from tests.generate import ROOT
 from tests.promql import complaints, declared
 
 TEXTS = {name: (ROOT / "dashboards" / f"{name}.json").read_text() for name in DASHBOARDS}
 LOADED: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in TEXTS.items()}
 EACH = pytest.mark.parametrize("name", DASHBOARDS)
+WATERMARKS = pytest.mark.parametrize(
+    "watermark",
+    [watermark for collector in collectors.ALL for watermark in collector.watermarks],
+    ids=lambda watermark: watermark.name,
+)
 OURS_ONLY = ("step", "titleFormat", "textFormat")  # of an annotation; Grafana has them, the SDK's type has not
 
 
@@ -112,11 +120,22 @@ def test_every_dashboard_has_an_address_of_its_own() -> None:
     assert all(len(dashboard["uid"]) <= 40 for dashboard in LOADED.values())
 
 
-def test_every_metric_of_a_watermark_is_shown_against_its_thresholds() -> None:
-    shown = "".join(TEXTS.values())
-    for name in ("inodes", "filesystem_bytes", "qgroup_referenced", "qgroup_exclusive", "thin_metadata", "thin_data"):
+@WATERMARKS
+def test_every_metric_of_a_watermark_is_shown_against_its_thresholds(watermark: Watermark) -> None:
+    shown = [target["expr"] for name in DASHBOARDS for panel in panels(name) for target in panel["targets"]]
+    for tier in watermark.tiers:
         for edge in ("raise", "clear"):
-            assert f'watermark=\\"{name}\\", tier=\\"critical\\", edge=\\"{edge}\\"' in shown
+            line = f'watermark="{watermark.name}", tier="{tier.name}", edge="{edge}"'
+            assert any(line in expression for expression in shown), (tier.name, edge)
+
+
+@WATERMARKS
+def test_the_fleet_shows_the_fullest_of_each_watermark(watermark: Watermark) -> None:
+    fullest = within(f"topk(10, {ratio(watermark)})", FLEET)
+    found = [panel for panel in panels("fleet") if panel["targets"][0]["expr"] == fullest]
+    assert [panel["type"] for panel in found] == ["bargauge"]
+    steps = found[0]["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert {step["value"] for step in steps[1:]} <= {tier.raise_at for tier in watermark.tiers}
 
 
 def rules() -> list[tuple[str, str]]:
