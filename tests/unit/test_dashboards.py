@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from agent.watermark import Watermark
 from dashboards.generate import DASHBOARDS
 from dashboards.promql import FLEET, ratio, within
 from tests.generate import ROOT
-from tests.promql import complaints, declared
+from tests.prometheus import installed
+from tests.promql import VARIABLES, complaints, declared
 
 TEXTS = {name: (ROOT / "dashboards" / f"{name}.json").read_text() for name in DASHBOARDS}
 LOADED: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in TEXTS.items()}
@@ -136,6 +139,46 @@ def test_the_fleet_shows_the_fullest_of_each_watermark(watermark: Watermark) -> 
     assert [panel["type"] for panel in found] == ["bargauge"]
     steps = found[0]["fieldConfig"]["defaults"]["thresholds"]["steps"]
     assert {step["value"] for step in steps[1:]} <= {tier.raise_at for tier in watermark.tiers}
+
+
+@pytest.mark.parametrize("points", [120, 300, 900])  # seconds from one to the next: Grafana's, by what is shown
+@pytest.mark.parametrize("scrape", [15, 30, 60, 120])
+def test_every_change_of_a_level_is_annotated(scrape: int, points: int, tmp_path: Path) -> None:
+    (annotation,) = LOADED["fleet"]["annotations"]["list"]
+    step = int(annotation["step"].removesuffix("s"))
+    # grafana/pkg/promlib/models/query.go: calculateRateInterval
+    interval = max(points + step, 4 * step)
+    expression = annotation["expr"].replace("$__rate_interval", f"{interval}s")
+    for variable, value in VARIABLES.items():
+        expression = expression.replace(variable, value)
+    phases = 2 * points // scrape + 1  # all that a change can have between two points
+    most = phases + 2 * interval // scrape
+    series = {f"raised-{at}": [at * ["0"], (most - at) * ["1"]] for at in range(1, phases + 1)}
+    series |= {f"cleared-{at}": [at * ["2"], (most - at) * ["0"]] for at in range(1, phases + 1)}
+    changed = len(series)
+    series |= {"steady": [most * ["1"]], "new": [phases * ["_"], (most - phases) * ["1"]]}
+    gap = scrape // 5 - 2
+    test = {
+        "interval": "5s",  # and no scrape at a round time, at which the points are
+        "input_series": [
+            {
+                "series": f'ullage_watermark_level{{target="{name}"}}',
+                "values": " ".join(f"_ {value}{gap * ' _'}" for values in parts for value in values),
+            }
+            for name, parts in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": f"count(count_over_time(({expression})[{most * scrape}s:{points}s]))",
+                "eval_time": f"{most * scrape}s",
+                "exp_samples": [{"labels": "{}", "value": changed}],
+            }
+        ],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+    command = [installed("promtool"), "test", "rules", str(tmp_path / "test.yml")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def rules() -> list[tuple[str, str]]:
