@@ -10,7 +10,9 @@ from dashboards.promql import FINDINGS, FLEET, RUNBOOKS, ratio
 
 HERE = Place(FLEET)
 SOON = 172_800  # seconds
-TO_NODE = {"instance": ("This node", "/d/ullage-node?var-node=${__value.raw}")}
+# what a link does not name is chosen anew there
+CHOSEN = "${datasource:queryparam}&${cluster:queryparam}&${job:queryparam}&${__url_time_range}"
+TO_NODE = {"instance": ("This node", f"/d/ullage-node?var-node=${{__value.raw}}&{CHOSEN}")}
 OURS = "count by (job) (present_over_time(ullage_build_info[1h]))"
 DOWN = f"up == 0 and on (job) {OURS}"
 # by watermark, as one that is missing ends `make generate`: a title, and the legend behind the node

@@ -107,7 +107,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
     links = re.findall(r'"url": "([^"]+)"', TEXTS[name])
     assert links
     for link in links:
-        board = re.match(r"/d/([\w-]+)\?var-node=\$\{__value\.raw\}$", link)
+        board = re.match(r"/d/([\w-]+)\?var-node=\$\{__value\.raw\}&", link)
         if board is not None:
             assert board[1] in uids
             continue
@@ -116,6 +116,16 @@ def test_every_link_leads_somewhere(name: str) -> None:
         )
         assert page is not None, link
         assert (ROOT / page[1]).exists(), link
+
+
+@EACH
+def test_a_link_to_another_dashboard_takes_along_what_is_chosen(name: str) -> None:
+    variables = {board["uid"]: {each["name"] for each in board["templating"]["list"]} for board in LOADED.values()}
+    for address, query in re.findall(r'"url": "/d/([\w-]+)\?([^"]+)"', TEXTS[name]):
+        given = set(re.findall(r"var-(\w+)=", query))
+        taken = re.findall(r"\$\{(\w+):queryparam\}", query)
+        assert sorted(taken) == sorted((variables[LOADED[name]["uid"]] & variables[address]) - given)
+        assert "${__url_time_range}" in query.split("&")
 
 
 def test_every_dashboard_has_an_address_of_its_own() -> None:
