@@ -1,4 +1,5 @@
-# The agent as an image. `make image` builds the wheel into dist/ and then this: what is shipped is what was tested.
+# The agent as an image. `make image` and the tests of the image install one wheel, that of `make build` in dist/: what is
+# shipped is what was tested.
 # Without an index: dependencies' wheels in dist/ too, and --build-arg PIP_NO_INDEX=1.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 

@@ -72,12 +72,20 @@ lock: $(VENV)/dev ## renew the lock files
 COMPILE = $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
 	--no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 
-build: $(VENV)/dev ## build the wheel
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' agent/__init__.py)
+WHEEL := dist/ullage-$(VERSION)-py3-none-any.whl
+# directories too: they are newer when a file of theirs is gone
+PACKED := pyproject.toml README.md LICENSE requirements-build.lock $(shell find agent collectors -name __pycache__ -prune -o -print)
+
+build: $(WHEEL) ## build the wheel, unless that in dist/ is newer than all that belongs in it
+
+# the only one of ours in dist/: the Dockerfile installs what it finds
+$(WHEEL): $(PACKED) | $(VENV)/dev
+	rm -f dist/ullage-*.whl
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 image: build ## build the image with docker, from the wheel in dist/: ARGS="--build-arg BASE=..."
-	docker build --tag ullage:$$($(BIN)/ullage --version | cut -d' ' -f2) \
-		--build-arg VERSION=$$($(BIN)/ullage --version | cut -d' ' -f2) \
+	docker build --tag ullage:$(VERSION) --build-arg VERSION=$(VERSION) \
 		--build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%FT%TZ) $(ARGS) .
 
 clean: ## remove what the targets made

@@ -24,7 +24,7 @@ from agent.yamlfile import At, read
 HOLD_MOST = 240.0  # seconds; below the five minutes for which Prometheus still finds the last ALERTS
 KEEP_FIRING_FOR = Seconds(300)
 
-
+SECTIONS = ("collectors", "watermarks", "rules", "runtime")  # the chart's schema has them too
 RUNTIME_KEYS = {
     "docker": {"socket": "docker_sockets", "root": "docker_roots"},
     "containerd": {"root": "containerd_roots", "state": "containerd_states"},
@@ -112,7 +112,7 @@ def _build(
 ) -> Config:
     at = At(file)
     sections = at.mapping(data)
-    at.known(sections, ("collectors", "watermarks", "rules", "runtime"))
+    at.known(sections, SECTIONS)
     places = msgspec.structs.replace(_runtimes(At(file, "runtime"), sections.get("runtime")), **runtimes)
     rules = _rules(At(file, "rules"), sections.get("rules"))
     by_name = {collector.name: collector for collector in collectors}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collectors import pagecache, qgroup
 from dashboards.layout import Dashboard, Row
 from dashboards.panels import Place, Query, Table
-from dashboards.promql import NAMESPACE
+from dashboards.promql import NAMESPACE, single
 
 HERE = Place(NAMESPACE)
 WHO = "namespace, pod, container, id"
@@ -16,7 +16,8 @@ CACHE = Row(
     (
         HERE.stacked(
             "By namespace",
-            "Page cache charged to containers, tmpfs not counted. Containers without Kubernetes have no namespace.",
+            "Page cache charged to containers, tmpfs not counted. Containers without Kubernetes have no namespace, nor "
+            "has the sum of those too small for series of their own.",
             "bytes",
             Query("topk(10, sum by (namespace) (ullage_container_page_cache_bytes))", "{{namespace}}"),
         ),
@@ -31,21 +32,25 @@ CACHE = Row(
             "Read again soon after eviction, by container",
             "Pages of files: its limit is too small for what it reads.",
             "ops",
-            Query(f"topk(10, sum by ({WHO}) (rate(ullage_container_refaults_total[$__rate_interval])))", NAME),
+            Query(
+                f'topk(10, sum by ({WHO}) (rate(ullage_container_refaults_total{{id!=""}}[$__rate_interval])))', NAME
+            ),
         ),
         HERE.graph(
             "Not written yet, by container",
             "Dirty page cache and what is being written.",
             "bytes",
             Query(
-                "topk(10, ullage_container_page_cache_dirty_bytes + ullage_container_page_cache_writeback_bytes)", NAME
+                'topk(10, ullage_container_page_cache_dirty_bytes{id!=""}'
+                ' + ullage_container_page_cache_writeback_bytes{id!=""})',
+                NAME,
             ),
         ),
         HERE.graph(
             "tmpfs and shared memory, by container",
             "No reclaim drops it: it counts against the limit until the files are deleted.",
             "bytes",
-            Query("topk(10, ullage_container_shmem_bytes)", NAME),
+            Query('topk(10, ullage_container_shmem_bytes{id!=""})', NAME),
         ),
         HERE.graph(
             "Stalled for I/O or memory, by pod",
@@ -60,7 +65,7 @@ CACHE = Row(
             "Dentries and inodes, by container",
             "Kernel memory that can be reclaimed (cgroup v2): many small files.",
             "bytes",
-            Query("topk(10, ullage_container_slab_reclaimable_bytes)", NAME),
+            Query('topk(10, ullage_container_slab_reclaimable_bytes{id!=""})', NAME),
         ),
         HERE.graph(
             "Processes killed for memory, by container",
@@ -75,9 +80,9 @@ CACHE = Row(
             *(
                 Query(f"max by (instance, {WHO}) ({expression})")
                 for expression in (
-                    "topk(50, ullage_container_page_cache_bytes)",
-                    "ullage_container_page_cache_inactive_bytes",
-                    "ullage_container_mapped_file_bytes",
+                    'topk(50, ullage_container_page_cache_bytes{id!=""})',
+                    'ullage_container_page_cache_inactive_bytes{id!=""}',
+                    'ullage_container_mapped_file_bytes{id!=""}',
                     "ullage_container_memory_limit_bytes",
                 )
             ),
@@ -92,13 +97,13 @@ SPACE = Row(
             "Inodes of writable layers",
             "The ten containers with most, running or not.",
             "short",
-            Query("topk(10, ullage_container_writable_files)", NAME),
+            Query('topk(10, ullage_container_writable_files{id!=""})', NAME),
         ),
         HERE.graph(
             "Bytes of writable layers",
             "The ten containers with most, running or not.",
             "bytes",
-            Query("topk(10, ullage_container_writable_bytes)", NAME),
+            Query('topk(10, ullage_container_writable_bytes{id!=""})', NAME),
         ),
         HERE.watermark(qgroup.QGROUP_REFERENCED, "Btrfs qgroups: of the referenced limit", NAME),
         HERE.watermark(qgroup.QGROUP_EXCLUSIVE, "Btrfs qgroups: of the exclusive limit", NAME),
@@ -142,19 +147,19 @@ FILES = Row(
             "Deleted files held open",
             "Bytes that are free only when these containers close them; `host` is what runs in none.",
             "bytes",
-            Query("topk(10, ullage_deleted_open_bytes)", NAME),
+            Query(f"topk(10, {single('ullage_deleted_open_bytes')})", NAME),
         ),
         HERE.graph(
             "inotify watches",
-            "The ten containers with most.",
+            "The ten containers with most; `host` is what runs in none.",
             "short",
-            Query("topk(10, ullage_container_inotify_watches)", NAME),
+            Query(f"topk(10, {single('ullage_container_inotify_watches')})", NAME),
         ),
         HERE.graph(
             "inotify instances",
-            "The ten containers with most.",
+            "The ten containers with most; `host` is what runs in none.",
             "short",
-            Query("topk(10, ullage_container_inotify_instances)", NAME),
+            Query(f"topk(10, {single('ullage_container_inotify_instances')})", NAME),
         ),
         HERE.graph(
             "Changes that nobody sees",

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import collectors
 from agent.watermark import Watermark
-from collectors import filesystem, pagecache, qgroup, thinpool, writeamp
 from dashboards.layout import Dashboard, Row
 from dashboards.panels import Panel, Place, Query, Table
 from dashboards.promql import FINDINGS, FLEET, RUNBOOKS, ratio
 
 HERE = Place(FLEET)
 SOON = 172_800  # seconds
-TO_NODE = {"instance": ("This node", "/d/ullage-node?var-node=${__value.raw}")}
+# what a link does not name is chosen anew there
+CHOSEN = "${datasource:queryparam}&${cluster:queryparam}&${job:queryparam}&${__url_time_range}"
+TO_NODE = {"instance": ("This node", f"/d/ullage-node?var-node=${{__value.raw}}&{CHOSEN}")}
 OURS = "count by (job) (present_over_time(ullage_build_info[1h]))"
 DOWN = f"up == 0 and on (job) {OURS}"
-FULLEST: tuple[tuple[Watermark, str, str], ...] = (
-    (filesystem.INODES, "Inodes", "{{instance}} {{mountpoint}}"),
-    (filesystem.BYTES, "Bytes of filesystems", "{{instance}} {{mountpoint}}"),
-    (qgroup.QGROUP_REFERENCED, "Btrfs qgroups, referenced", "{{instance}} {{container}} {{qgroup}}"),
-    (qgroup.QGROUP_EXCLUSIVE, "Btrfs qgroups, exclusive", "{{instance}} {{container}} {{qgroup}}"),
-    (thinpool.THIN_METADATA, "Metadata of thin pools", "{{instance}} {{pool}}"),
-    (thinpool.THIN_DATA, "Data of thin pools", "{{instance}} {{pool}}"),
-    (pagecache.FILL, "Page cache of memory limits", "{{instance}} {{namespace}}/{{pod}} {{container}}"),
-    (writeamp.WEAR, "Wear of drives", "{{instance}} {{device}}"),
-)
+# by watermark, as one that is missing ends `make generate`: a title, and the legend behind the node
+WORDS = {
+    "inodes": ("Inodes", "{{mountpoint}}"),
+    "filesystem_bytes": ("Bytes of filesystems", "{{mountpoint}}"),
+    "inotify_instances": ("inotify instances of users", "{{userns}} {{uid}}"),
+    "inotify_watches": ("inotify watches of users", "{{userns}} {{uid}}"),
+    "page_cache": ("Page cache of memory limits", "{{namespace}}/{{pod}} {{container}}"),
+    "qgroup_referenced": ("Btrfs qgroups, referenced", "{{container}} {{qgroup}}"),
+    "qgroup_exclusive": ("Btrfs qgroups, exclusive", "{{container}} {{qgroup}}"),
+    "thin_metadata": ("Metadata of thin pools", "{{pool}}"),
+    "thin_data": ("Data of thin pools", "{{pool}}"),
+    "drive_wear": ("Wear of drives", "{{device}}"),
+}
+WATERMARKS = tuple(watermark for collector in collectors.ALL for watermark in collector.watermarks)
 
 
 def _alerts(severity: str) -> Query:
@@ -34,14 +40,15 @@ def _findings(severity: str) -> Query:
     return Query(f'count(ullage_finding{{severity="{severity}"}}) or vector(0)')
 
 
-def _fullest(watermark: Watermark, title: str, legend: str) -> Panel:
+def _fullest(watermark: Watermark) -> Panel:
+    title, legend = WORDS[watermark.name]
     description = f"{watermark.summary} The ten fullest of all nodes; colours by the levels that we ship."
-    query = Query(f"topk(10, {ratio(watermark)})", legend)
+    query = Query(f"topk(10, {ratio(watermark)})", f"{{{{instance}}}} {legend}")
     return HERE.bars(title, description, query, watermark)
 
 
 def _soon() -> Query:
-    predicted = [watermark for watermark, _, _ in FULLEST if watermark.prediction is not None]
+    predicted = [watermark for watermark in WATERMARKS if watermark.prediction is not None]
     return Query(
         "\nor\n".join(
             f"label_replace(min by (instance, target) (ullage:{watermark.name}:time_to_full_seconds < {SOON}),"
@@ -75,7 +82,7 @@ DASHBOARD = Dashboard(
                 HERE.number("Findings to look at", "Hazards that hold now.", _findings("warning"), alarm="warning"),
             ),
         ),
-        Row("The fullest", tuple(_fullest(*each) for each in FULLEST)),
+        Row("The fullest", tuple(_fullest(each) for each in WATERMARKS)),
         Row(
             "Full soon",
             (

@@ -76,13 +76,13 @@ CONTAINERS = Row(
             "Inodes of writable layers",
             "The ten containers with most, running or not.",
             "short",
-            Query("topk(10, ullage_container_writable_files)", WHO),
+            Query('topk(10, ullage_container_writable_files{id!=""})', WHO),
         ),
         HERE.graph(
             "Bytes of writable layers",
             "The ten containers with most, running or not.",
             "bytes",
-            Query("topk(10, ullage_container_writable_bytes)", WHO),
+            Query('topk(10, ullage_container_writable_bytes{id!=""})', WHO),
         ),
         HERE.graph(
             "Layers below the writable one",

@@ -17,6 +17,9 @@ from dashboards.promql import RUNBOOKS, within
 
 SCHEMA = 39  # Grafana 11.0's own
 TAG = "ullage"
+# of it and of the distance of two points Grafana makes the annotation's $__rate_interval: long enough for each pair of
+# scrapes, up to two minutes apart, to lie whole before a point
+STEP = "120s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Dashboard:
             .icon("doc")
             .target_blank(target_blank=True)
         )
-        changed = within("changes(ullage_watermark_level[1m]) > 0", self.selector)
+        changed = within("changes(ullage_watermark_level[$__rate_interval]) > 0", self.selector)
         made.annotation(
             dashboard.AnnotationQuery()
             .name("Levels that changed")
@@ -95,7 +98,7 @@ class Dashboard:
         """
         data: dict[str, Any] = json.loads(json.dumps(self.build(), cls=JSONEncoder))
         for annotation in data["annotations"]["list"]:
-            annotation |= {"step": "60s", "titleFormat": "{{watermark}}", "textFormat": "{{instance}} {{target}}"}
+            annotation |= {"step": STEP, "titleFormat": "{{watermark}}", "textFormat": "{{instance}} {{target}}"}
         return json.dumps(data, indent=1) + "\n"
 
     def _variables(self) -> list[dashboard.DatasourceVariable | dashboard.QueryVariable]:

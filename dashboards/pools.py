@@ -130,19 +130,21 @@ ZFS = Row(
             "Held by snapshots",
             "Space that is free when all snapshots of a dataset are gone.",
             "bytes",
-            Query("topk(10, ullage_zfs_dataset_snapshot_used_bytes)", DATASET),
+            Query('topk(10, ullage_zfs_dataset_snapshot_used_bytes{dataset!="other"})', DATASET),
         ),
         HERE.graph(
             "Written by dataset",
             "The ten that are written most.",
             "Bps",
-            Query("topk(10, rate(ullage_zfs_dataset_written_bytes_total[$__rate_interval]))", DATASET),
+            Query(
+                'topk(10, rate(ullage_zfs_dataset_written_bytes_total{dataset!="other"}[$__rate_interval]))', DATASET
+            ),
         ),
         HERE.graph(
             "Unlinked, but not freed",
             "Files that are open, or in the queue.",
             "short",
-            Query("topk(10, ullage_zfs_dataset_unlinked_backlog)", DATASET),
+            Query('topk(10, ullage_zfs_dataset_unlinked_backlog{dataset!="other"})', DATASET),
         ),
         HERE.graph(
             "Transaction groups",

@@ -3,6 +3,9 @@
 A panel's expression names plain series, `rate(ullage_drop_caches_total[5m])`; `within` adds what restricts it to what
 the reader has chosen. A node is a target's `instance`, which every scrape has; our examples for Kubernetes make it the
 node's name. A variable whose label nobody sets matches all, as `.*` does.
+
+The sum of the containers that have no series of their own, `container="other"`, is no container. It has no id, so that
+`id!=""` leaves it out; `single` does where others have none either.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ def within(expression: str, selector: str) -> str:
         return f"{match['name']}{{{wanted}" + (", " if match["brace"] else "}")
 
     return _SERIES.sub(add, expression)
+
+
+def single(name: str) -> str:
+    """Return a metric's series without that sum, but with those of the host, and of a container called `other`."""
+    return f'{name} unless {name}{{container="other", id=""}}'
 
 
 def ratio(watermark: Watermark) -> str:

@@ -48,17 +48,26 @@ def _bootstrap(target: Path) -> str:
     raise AssertionError("no mirror of this machine gives a base:\n" + "\n".join(refusals))
 
 
+def wheel() -> Path:
+    """Return the wheel that `make image` ships: that of `make build`, which makes it if it is not there."""
+    command = ["make", "--no-print-directory", "build"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (made,) = (ROOT / "dist").glob("ullage-*.whl")
+    return made
+
+
 def context(directory: Path) -> Path:
-    """Return what the Dockerfile is built from: our wheel, the wheels of all dependencies, the lock; and the wheel."""
+    """Put what the Dockerfile needs into a directory: our wheel, those of dependencies, the lock. Return our wheel."""
     dist = directory / "dist"
+    dist.mkdir()
+    ours = wheel()
+    shutil.copy(ours, dist)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     download = ["download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-    for command in (
-        ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(dist), str(ROOT)],
-        [*download, "--dest", str(dist), "--requirement", str(ROOT / "requirements.lock")],
-    ):
-        done = subprocess.run([*pip, *command], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    command = [*pip, *download, "--dest", str(dist), "--requirement", str(ROOT / "requirements.lock")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     for name in ("Dockerfile", ".dockerignore", "requirements.lock"):
         shutil.copy(ROOT / name, directory)
-    return next(dist.glob("ullage-*.whl"))
+    return ours

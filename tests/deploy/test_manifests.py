@@ -13,7 +13,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+import collectors
 from agent import __version__
+from agent.config import load
 from tests.bench.measure import free_port
 from tests.deploy.podsecurity import violations
 from tests.deploy.tools import CHART, KUBERNETES, ROOT, Objects, kustomized, one, pod_of, templated, tool
@@ -166,6 +168,13 @@ def test_the_chart_is_clean_and_refuses_what_its_schema_does_not_know() -> None:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode != 0, wrong
         assert "schema" in done.stderr
+
+
+def test_the_agent_takes_the_configuration_that_the_chart_makes_of_values(tmp_path: Path) -> None:
+    made = chart("extraHostPaths={/data}", "config.runtime.docker.root={/data/docker}")
+    (tmp_path / "ullage.yml").write_text(one(made, "ConfigMap")["data"]["ullage.yml"])
+    config = load(str(tmp_path / "ullage.yml"), collectors.ALL, {})
+    assert config.runtimes.docker_roots == ("/data/docker",)
 
 
 def test_every_value_is_documented_and_in_the_schema() -> None:
