@@ -64,10 +64,20 @@ def _security(pod: Mapping[str, Any], container: Mapping[str, Any]) -> Iterator[
         yield "--privileged"
     elif not both["allowPrivilegeEscalation"]:
         yield "--security-opt=no-new-privileges"
+    if both.get("appArmorProfile", {}).get("type") == "Unconfined":
+        yield "--security-opt=apparmor=unconfined"
     capabilities = both.get("capabilities") or {}
     yield from (f"--cap-drop={name}" for name in capabilities.get("drop", ()))
     yield from (f"--cap-add={name}" for name in capabilities.get("add", ()))
-    known = {"seccompProfile", "runAsUser", "runAsGroup", "runAsNonRoot", "readOnlyRootFilesystem", "privileged"}
+    known = {
+        "seccompProfile",
+        "runAsUser",
+        "runAsGroup",
+        "runAsNonRoot",
+        "readOnlyRootFilesystem",
+        "privileged",
+        "appArmorProfile",
+    }
     _refuse(both, known | {"allowPrivilegeEscalation", "capabilities"}, "securityContext")
 
 

@@ -19,6 +19,7 @@ MODES: dict[str, dict[str, Any]] = {
     "ro": {"readOnly": True},
     "": {},
 }
+UNCONFINED = {"type": "Unconfined"}
 NAMES = {
     "/etc/ullage": "config",
     "/var/lib/ullage": "state",
@@ -60,6 +61,7 @@ def as_pod(made: dict[str, Any]) -> dict[str, Any]:
                     "readOnlyRootFilesystem": made["read_only"],
                     "allowPrivilegeEscalation": "no-new-privileges:true" not in made["security_opt"],
                     "capabilities": {"drop": made["cap_drop"], "add": made["cap_add"]},
+                    **({"appArmorProfile": UNCONFINED} if "apparmor:unconfined" in made["security_opt"] else {}),
                 },
                 "volumeMounts": mounts,
             }
@@ -70,7 +72,7 @@ def as_pod(made: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("amd64")
 def test_its_agent_has_the_rights_of_the_daemonset_s() -> None:
-    ours, theirs = as_pod(service("agent")), pod_of(kustomized("base"))
+    ours, theirs = as_pod(service("agent")), pod_of(kustomized("overlays/apparmor"))
     for name in ("securityContext", "args"):
         assert ours["containers"][0][name] == theirs["containers"][0][name]
     assert ours["containers"][0]["resources"]["limits"] == theirs["containers"][0]["resources"]["limits"]
