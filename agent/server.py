@@ -35,6 +35,7 @@ BACKLOG = 512  # what the kernel holds while a burst of clients is let in; it ta
 SEND_WITHIN = 30.0
 STOP_WITHIN = 0.5
 PAUSE = 0.1  # seconds before accept is tried again when the process has no descriptor left
+AGAIN = 10.0  # times what it took to make a status, until it is made anew for whoever asks then
 SPARES = 8  # descriptors for clients when collectors have taken all others
 
 _TEXT = "text/plain; charset=utf-8"
@@ -108,6 +109,30 @@ class Request(BaseHTTPRequestHandler):
         return ", ".join(self.headers.get_all(name, ()))
 
 
+class Costly:
+    """Content that is the same for everybody: clients that ask all the time cost a small part of a core, not all of it.
+
+    `make` is called by one of them at a time, while the others wait for what it makes.
+    """
+
+    def __init__(self, make: Callable[[], bytes], clock: Callable[[], float] = time.monotonic) -> None:
+        self._make = make
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._content = b""
+        self._due = float("-inf")
+
+    def get(self) -> bytes:
+        """Return the content, made just now or not long ago for how long it takes."""
+        with self._lock:
+            began = self._clock()
+            if began >= self._due:
+                self._content = self._make()
+                ended = self._clock()
+                self._due = ended + AGAIN * (ended - began)
+            return self._content
+
+
 class Server:
     """Listens from when it is made, answers from `start` to `stop`."""
 
@@ -133,6 +158,9 @@ class Server:
         self._is_stopping = False
         self._host, self._listener = _listen(address)
         self._spares = Spares(SPARES)
+        self._status = Costly(lambda: msgspec.json.encode(app.status()))
+        self._page = Costly(lambda: statuspage.render(app.status(statuspage.ROWS)))
+        self._paused_page = Costly(lambda: statuspage.render(app.status(statuspage.ROWS), is_paused=True))
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name="web", daemon=True)
         self._routes: dict[str, tuple[tuple[str, ...], Callable[[Request], Answer]]] = {
@@ -310,17 +338,18 @@ class Server:
         return _text(HTTPStatus.OK, "Configuration reloaded.")
 
     def _answer_status(self, _request: Request) -> Answer:
-        return Answer(HTTPStatus.OK, "application/json", [msgspec.json.encode(self._app.status())])
+        return Answer(HTTPStatus.OK, "application/json", [self._status.get()])
 
     def _answer_status_page(self, request: Request) -> Answer:
         is_paused = urllib.parse.urlsplit(request.path).query == statuspage.PAUSED
-        page = statuspage.render(self._app.status(statuspage.ROWS), is_paused=is_paused)
         headers = (
             ("Content-Security-Policy", statuspage.CONTENT_SECURITY_POLICY),
             ("X-Frame-Options", "DENY"),
             ("Referrer-Policy", "no-referrer"),
         )
-        return Answer(HTTPStatus.OK, "text/html; charset=utf-8", [page], headers)
+        return Answer(
+            HTTPStatus.OK, "text/html; charset=utf-8", [(self._paused_page if is_paused else self._page).get()], headers
+        )
 
 
 def _listen(address: str) -> tuple[str, socket.socket]:

@@ -32,7 +32,7 @@ GROWTH = 4 * 1024  # KiB
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: ullage\r\nX-Slow: " + b"x" * 1000
 PROGRAM = """
 import sys, threading
-from agent import log
+from agent import log, status
 from agent.server import Server
 from agent.webconfig import load
 
@@ -44,7 +44,7 @@ class App:
     lifecycle = False
     def metrics(self, form, *, gzip): return BODY
     def is_ready(self): return True
-    def status(self): return {}
+    def status(self, most=None): return status.Status()
     def reload(self): pass
 
 server = Server("127.0.0.1:0", App(), load(sys.argv[1]) if len(sys.argv) > 1 else None)
@@ -65,9 +65,9 @@ class Target:
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
 
-    def scrape(self) -> int:
-        """Return the length of a scrape's body."""
-        url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/metrics"
+    def scrape(self, path: str = "/metrics") -> int:
+        """Return the length of an answer's body, a scrape's unless another is asked for."""
+        url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
         with urllib.request.urlopen(url, timeout=5, context=self.tls) as answer:
             return len(answer.read())
 
@@ -162,20 +162,45 @@ def _enough_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * (SILENT + DRIPPING))), hard))
 
 
+@contextlib.contextmanager
+def asking_for_the_status(target: Target) -> Iterator[list[int]]:
+    """Have a client that asks for the status without a pause; gives the lengths of what it got."""
+    answers: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        for path in itertools.cycle(("/", "/api/v1/status")):
+            if stop.is_set():
+                return
+            with contextlib.suppress(OSError):  # one of many, it may be cut off
+                answers.append(target.scrape(path))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        thread.join()
+
+
 @pytest.mark.slow
 def test_every_scrape_answers_and_memory_stays(target: Target) -> None:
     threads, descriptors = target.look("Threads"), target.descriptors()
     for _ in range(3):
         length = target.scrape()
+        for path in ("/", "/api/v1/status"):
+            target.scrape(path)
     memory = peak = target.look("VmRSS")
     lengths = []
-    with Attackers(target) as attackers:
+    with Attackers(target) as attackers, asking_for_the_status(target) as answers:
         assert attackers.are_complete.wait(15)
         for _ in range(SCRAPES):
             lengths.append(target.scrape())
             peak = max(peak, target.look("VmRSS"))
             time.sleep(random.uniform(0.2, 0.4))  # so as to meet every moment of the attackers' round
     assert lengths == [length] * SCRAPES
+    assert len(answers) > SCRAPES
     assert peak - memory <= GROWTH
     end = time.monotonic() + 60
     while (target.look("Threads"), target.descriptors()) != (threads, descriptors) and time.monotonic() < end:

@@ -21,7 +21,7 @@ import bcrypt
 import pytest
 
 from agent.errors import ConfigError, StartError
-from agent.server import SPARES, Server
+from agent.server import SPARES, Costly, Server
 from agent.status import Agent, CollectorStatus, Status
 from agent.webconfig import WebConfig, load
 from tests.certificates import Authority
@@ -228,6 +228,35 @@ def test_the_status_is_json(app: App, server: Server) -> None:
     assert reply.headers["Content-Type"] == "application/json"
     (shown,) = json.loads(reply.body)["collectors"]
     assert (shown["name"], shown["age_seconds"], shown["errors"]) == ("x", None, {"x": 1})
+
+
+def test_clients_that_ask_for_a_status_all_the_time_get_the_same_one_for_a_while() -> None:
+    now, made = 0.0, 0
+
+    def make() -> bytes:
+        nonlocal now, made
+        now, made = now + 0.5, made + 1
+        return b"%d" % made
+
+    status = Costly(make, lambda: now)
+    assert status.get() == b"1"
+    now += 9.9 * 0.5
+    assert status.get() == b"1"
+    now += 0.1 * 0.5
+    assert status.get() == b"2"
+
+
+def test_a_status_that_cannot_be_made_is_tried_again() -> None:
+    def make() -> bytes:
+        if not left:
+            return b"fine"
+        raise left.pop()
+
+    left = [RuntimeError("x")]
+    status = Costly(make)
+    with pytest.raises(RuntimeError):
+        status.get()
+    assert status.get() == b"fine"
 
 
 def test_the_status_page_may_run_and_load_nothing(server: Server) -> None:
