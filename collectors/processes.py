@@ -30,6 +30,7 @@ from agent.host import Host, Inode
 from agent.metric import LabelSet, label
 from agent.namespaces import INITIAL, Owner, compare, owner
 from collectors.cgroups import cut
+from collectors.localdisks import DISKS, MEMORY, Mounted, is_blind, is_on_disk, kept
 from collectors.readers import cgroup, overlay, procfs
 from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, parse_lines, visible
 
@@ -47,18 +48,6 @@ PART = 1 << 16
 LOWER = "below overlays"  # stands for a filesystem's type
 REPLACED = "//deleted"  # behind a mount's root that is gone; fs/proc_namespace.c
 NOWHERE: LabelSet = ("", "other", "")  # a filesystem that the host does not show
-# a deleted file holds space of a disk there, and stat asks nobody far away; overlay is judged by its upper filesystem
-_DISKS = {
-    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs", "nilfs2"),
-    *("vfat", "exfat", "ntfs3", "hfsplus", "udf", "ufs"),
-}
-_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "mqueue", "proc", "sysfs", "cgroup", "cgroup2", "tracefs"}
-# changes made by another client, or behind the mount, reach no watch; inotify(7)
-_REMOTE = (
-    *("nfs", "cifs", "smb", "ceph", "9p", "virtiofs", "fuse", "afs"),
-    *("lustre", "gpfs", "glusterfs", "ocfs2", "gfs2"),
-)
-_LOCAL_FUSE = {"fuse.fuse-overlayfs", "fuse.lxcfs", "fuseblk", "fusectl"}  # all changes come through the mount itself
 
 
 class Instance(NamedTuple):
@@ -114,14 +103,6 @@ class Reading:
     held: dict[tuple[int, int], Held] = field(default_factory=dict)
     stale: list[Stale] = field(default_factory=list)
     owners: dict[str, Owner] = field(default_factory=dict)
-
-
-class _Mounted(NamedTuple):
-    """The part of a mount that is kept; `upper` is an overlay's."""
-
-    device: str
-    fstype: str
-    upper: str
 
 
 T = TypeVar("T")
@@ -187,8 +168,8 @@ class _Pass:
         self.host = host
         self.steps = self._look()
         self._descriptors: Counter[str] = Counter()
-        self._mounts: dict[int, _Mounted] = {}
-        self._kept: dict[_Mounted, _Mounted] = {}  # each once in memory
+        self._mounts: dict[int, Mounted] = {}
+        self._kept: dict[Mounted, Mounted] = {}  # each once in memory
         self._blind: dict[Namespace, Blind] = {}
         self._refused: set[Namespace] = set()
         self._disks: dict[str, LabelSet] = {}
@@ -229,7 +210,7 @@ class _Pass:
         self._disks = {
             mount.device: (label(mount.source), label(mount.mountpoint), label(mount.fstype))
             for mount in one_per_device(mounts)
-            if mount.fstype in _DISKS
+            if mount.fstype in DISKS
         }
         return mounts
 
@@ -241,7 +222,7 @@ class _Pass:
                 layers = overlay.resolve(overlay.parse_options(mount.super_options), mount.mountpoint)
                 for path in layers.lowers:
                     below = carrier(self._top, path) if path.startswith("/") else None
-                    if below is not None and below.fstype in _DISKS and len(lowers) < LAYERS:
+                    if below is not None and below.fstype in DISKS and len(lowers) < LAYERS:
                         lowers[path] = below
                 yield
         for paths in _batches(list(lowers)):
@@ -357,12 +338,12 @@ class _Pass:
     def _keep(self, mounts: Iterable[Mount]) -> None:
         """Keep what is asked for by a mount's id, which is the same in all namespaces."""
         for mount in mounts:
-            kept = _kept(mount)
-            self._mounts[mount.id] = self._kept.setdefault(kept, kept)
+            part = kept(mount)
+            self._mounts[mount.id] = self._kept.setdefault(part, part)
 
     def _judge_replaced(self, pid: str, group: str, mount: Mount) -> None:
         """Take in a bind mount whose source is gone, if it is a single file's."""
-        if not (_is_on_disk(_kept(mount), self._top) or mount.fstype == "tmpfs"):
+        if not (is_on_disk(kept(mount), self._top) or mount.fstype == "tmpfs"):
             return
         (answer,) = self.host.inodes([f"proc/{pid}/root{mount.mountpoint}"])
         if isinstance(answer, Inode):
@@ -439,9 +420,9 @@ class _Pass:
                 elif some:
                     self._ask(pid, group, mounted, some)
 
-    def _by_mount(self, pid: str, files: Sequence[tuple[str, str]]) -> dict[_Mounted, list[tuple[str, str]]]:
+    def _by_mount(self, pid: str, files: Sequence[tuple[str, str]]) -> dict[Mounted, list[tuple[str, str]]]:
         """Return those files that hold space of a local disk, by their mounts."""
-        found: dict[_Mounted, list[tuple[str, str]]] = {}
+        found: dict[Mounted, list[tuple[str, str]]] = {}
         for name, link in files:
             try:
                 info = procfs.parse_fdinfo(self.host.read_start(f"proc/{pid}/fdinfo/{name}"))
@@ -450,9 +431,9 @@ class _Pass:
             mounted = self._mounts.get(info.mount) if info is not None else None
             if info is None or mounted is None:
                 self.found.skipped_files["unknown_mount"] += 1  # unmounted lazily, or from another namespace
-            elif mounted.fstype in _MEMORY:
+            elif mounted.fstype in MEMORY:
                 continue
-            elif not _is_on_disk(mounted, self._top):
+            elif not is_on_disk(mounted, self._top):
                 self.found.skipped_files["not_a_local_disk"] += 1
             elif mounted.upper and not info.is_writable:
                 self.found.skipped_files["maybe_of_an_image"] += 1  # nothing is freed of a layer below
@@ -460,7 +441,7 @@ class _Pass:
                 found.setdefault(mounted, []).append((name, link))
         return found
 
-    def _ask(self, pid: str, group: str, mounted: _Mounted, files: Sequence[tuple[str, str]]) -> None:
+    def _ask(self, pid: str, group: str, mounted: Mounted, files: Sequence[tuple[str, str]]) -> None:
         answers = self.host.inodes([f"proc/{pid}/fd/{name}" for name, _ in files])
         self._answered.add(mounted.device)
         for (_, link), answer in zip(files, answers, strict=True):
@@ -471,12 +452,12 @@ class _Pass:
             elif not isinstance(answer, Vanished):
                 raise answer
 
-    def _leave_stuck(self, group: str, mounted: _Mounted, count: int) -> None:
+    def _leave_stuck(self, group: str, mounted: Mounted, count: int) -> None:
         self._stuck.add(mounted.device)
         self.found.unknown_groups.add(group)
         self.found.skipped_files["stuck"] += count
 
-    def _add(self, pid: str, group: str, mounted: _Mounted, link: str, inode: Inode) -> None:
+    def _add(self, pid: str, group: str, mounted: Mounted, link: str, inode: Inode) -> None:
         """Take in one file. One that several hold counts for one of them, the same one in every pass."""
         if inode.links or not stat.S_ISREG(inode.mode):
             return
@@ -488,7 +469,7 @@ class _Pass:
             path = label(link.removesuffix(procfs.DELETED))
             self.found.held[key] = Held(group, pid, path, inode.blocks * 512, self._filesystem(mounted))
 
-    def _filesystem(self, mounted: _Mounted) -> LabelSet:
+    def _filesystem(self, mounted: Mounted) -> LabelSet:
         device = mounted.device
         if mounted.upper:
             below = carrier(self._top, mounted.upper)
@@ -498,21 +479,3 @@ class _Pass:
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
-
-
-def _kept(mount: Mount) -> _Mounted:
-    upper = overlay.parse_options(mount.super_options).upper if mount.fstype == "overlay" else ""
-    return _Mounted(mount.device, mount.fstype, upper)
-
-
-def _is_on_disk(mounted: _Mounted, top: dict[str, Mount]) -> bool:
-    """Return whether a mount's files take space of a local disk; an overlay's take it of its upper filesystem."""
-    if mounted.fstype != "overlay":
-        return mounted.fstype in _DISKS
-    below = carrier(top, mounted.upper) if mounted.upper.startswith("/") else None
-    return below is not None and below.fstype in _DISKS
-
-
-def is_blind(fstype: str) -> bool:
-    """Return whether a filesystem has changes of which inotify is not told."""
-    return fstype.startswith(_REMOTE) and fstype not in _LOCAL_FUSE
