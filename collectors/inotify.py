@@ -57,6 +57,11 @@ BLIND = Metric(
 STALE = Metric(
     "ullage_bind_mounts_stale", "Bind mounts of single files that have been replaced on the host since.", CONTAINER
 )
+PASSED = Metric(
+    "ullage_inotify_skipped_mounts",
+    "Mounts whose source is gone of which the newest pass did not judge whether they are single files.",
+    ("reason",),
+)
 ABOUT = about("inotify")
 
 TIERS = (Tier("warning", "warning", 0.80, 0.70, hold=120.0), Tier("critical", "critical", 0.95, 0.90, hold=60.0))
@@ -140,6 +145,8 @@ class Inotify:
         found = self._view.found
         if found is None:
             return
+        for reason, count in found.skipped_mounts.items():
+            yield PASSED(count, reason)
         yield from self._users(host, found)
         yield from self._containers(found)
         yield from self._blind(found)
@@ -199,7 +206,8 @@ class Inotify:
         view = self._view
         watches = view.sums((each.group, each.watches) for each in found.instances)
         stale = view.sums((each.group, 1) for each in found.stale)
-        stale.pop(HOST, None)  # no container's, so nobody's business here
+        for labels in {HOST, *map(view.owner, found.unknown_mounts)}:
+            stale.pop(labels, None)  # the host's are nobody's business here
         columns = {
             CONTAINER_WATCHES: watches,
             CONTAINER_INSTANCES: view.sums((each.group, 1) for each in found.instances),
@@ -278,7 +286,7 @@ COLLECTOR = Collector(
     deadline=25.0,
     metrics=(
         *(INSTANCES, WATCHES, INSTANCES_LIMIT, WATCHES_LIMIT, QUEUE_LIMIT),
-        *(CONTAINER_WATCHES, CONTAINER_INSTANCES, BLIND, STALE, *ABOUT),
+        *(CONTAINER_WATCHES, CONTAINER_INSTANCES, BLIND, STALE, PASSED, *ABOUT),
     ),
     watermarks=(INSTANCES_USED, WATCHES_USED),
     findings=(NEAR, BLIND_WATCH, DEAD),

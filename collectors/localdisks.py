@@ -47,6 +47,13 @@ def is_on_disk(mounted: Mounted, top: Mapping[str, Mount]) -> bool:
     return below is not None and below.fstype in DISKS
 
 
+def is_overlay_on_disk(mount: Mount, top: Mapping[str, Mount]) -> bool:
+    """Return whether a look into an overlay of the host asks local disks alone, as far as its layers can be told."""
+    layers = overlay.resolve(overlay.parse_options(mount.super_options), mount.mountpoint)
+    below = [carrier(top, path) for path in (layers.upper, *layers.lowers, *layers.data_lowers) if path.startswith("/")]
+    return layers.upper != "" and all(each is not None and each.fstype in DISKS for each in below)
+
+
 def is_blind(fstype: str) -> bool:
     """Return whether a filesystem has changes of which inotify is not told."""
     return fstype.startswith(_REMOTE) and fstype not in _LOCAL_FUSE

@@ -30,7 +30,7 @@ from agent.host import Host, Inode
 from agent.metric import LabelSet, label
 from agent.namespaces import INITIAL, Owner, compare, owner
 from collectors.cgroups import cut
-from collectors.localdisks import DISKS, MEMORY, Mounted, is_blind, is_on_disk, kept
+from collectors.localdisks import DISKS, MEMORY, Mounted, is_blind, is_on_disk, is_overlay_on_disk, kept
 from collectors.readers import cgroup, overlay, procfs
 from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, parse_lines, visible
 
@@ -38,11 +38,13 @@ HOSTS = "proc/1/mountinfo"
 # why a process is passed over, and a deleted file
 REASONS = ("kernel", "vanished", "permission", "descriptors", "too_many", "malformed", "stuck", "failed")
 FILE_REASONS = ("not_a_local_disk", "maybe_of_an_image", "unknown_mount", "stuck")
+MOUNT_REASONS = ("not_a_local_disk", "unknown_mount", "too_many", "permission", "stuck", "failed")
 DESCRIPTORS = 100_000  # of one container, or cgroup that is no container's: what is beyond is passed over
 # of one pass, bounds on memory
 INSTANCES, FILES, NAMESPACES, MOUNTS, STALE, LAYERS = 20_000, 20_000, 2_000, 50_000, 1_000, 20_000
 TABLE, OWN_MOUNTS = 4 << 20, 10_000  # bytes and mounts of one mountinfo
 REFUSALS = 1_000  # that are remembered of one pass
+SICK = 2  # containers whose mounts hang, until no other's are looked at: each costs a deadline, or a helper
 BATCH = 256
 PART = 1 << 16
 LOWER = "below overlays"  # stands for a filesystem's type
@@ -83,9 +85,10 @@ class Stale(NamedTuple):
 class Reading:
     """What one pass has found. `began` is on the monotonic clock; `progress` is how much of the pass is done.
 
-    `processes` and `descriptors` were looked at. `skipped` counts processes, and `skipped_files` deleted files, by the
-    reason why they were passed over. The numbers of `unknown_groups` (cgroups) and of `unknown_users` would be too
-    small. `owners` has whose the user namespaces are that are not the initial one.
+    `processes` and `descriptors` were looked at. `skipped` counts processes, `skipped_files` deleted files, and
+    `skipped_mounts` mounts whose source is gone, by the reason why they were passed over. The numbers of
+    `unknown_groups` (cgroups) and of `unknown_users` would be too small, those of `unknown_mounts` in `stale` alone.
+    `owners` has whose the user namespaces are that are not the initial one.
     """
 
     number: int
@@ -95,8 +98,10 @@ class Reading:
     descriptors: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     skipped_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILE_REASONS, 0))
+    skipped_mounts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MOUNT_REASONS, 0))
     refusals: list[HostError] = field(default_factory=list)
     unknown_groups: set[str] = field(default_factory=set)
+    unknown_mounts: set[str] = field(default_factory=set)
     unknown_users: set[int] = field(default_factory=set)
     groups: set[str] = field(default_factory=set)
     instances: list[Instance] = field(default_factory=list)
@@ -177,6 +182,8 @@ class _Pass:
         self._layers: dict[bytes, str] = {}  # directories below overlays, as watches name them: what they lie in
         self._stuck: set[str] = set()
         self._answered: set[str] = set()
+        self._overlays: set[str] = set()  # devices of those that ask local disks alone
+        self._sick: set[str] = set()  # containers in whose mounts a look hung
         self._same: dict[tuple[str, int, bytes], list[_File]] = {}
         self._is_ours = False
 
@@ -219,6 +226,8 @@ class _Pass:
         lowers: dict[str, Mount] = {}
         for mount in mounts:
             if mount.fstype == "overlay":
+                if is_overlay_on_disk(mount, self._top):
+                    self._overlays.add(mount.device)
                 layers = overlay.resolve(overlay.parse_options(mount.super_options), mount.mountpoint)
                 for path in layers.lowers:
                     below = carrier(self._top, path) if path.startswith("/") else None
@@ -318,6 +327,7 @@ class _Pass:
             raise _TooMany("too_many")
         blind: dict[str, tuple[str, str]] = {}
         replaced: list[Mount] = []
+        points: dict[str, bool] = {}
         for number, mount in enumerate(parse_lines(self.host.read(f"proc/{pid}/mountinfo", TABLE))):
             if number % BATCH == 0:
                 yield
@@ -328,10 +338,11 @@ class _Pass:
             if mount.root.endswith(REPLACED) and mount.id not in self._mounts and len(replaced) < STALE:
                 replaced.append(mount)
             self._keep([mount])
+            points[mount.mountpoint] = points.get(mount.mountpoint, True) and self._is_near(mount)
             if is_blind(mount.fstype):
                 blind.setdefault(mount.device, (mount.fstype, label(mount.mountpoint)))
         for mount in replaced[: STALE - len(self.found.stale)]:
-            self._judge_replaced(pid, group, mount)
+            self._judge_replaced(pid, group, mount, points)
             yield
         self._blind[namespace] = blind
 
@@ -341,18 +352,48 @@ class _Pass:
             part = kept(mount)
             self._mounts[mount.id] = self._kept.setdefault(part, part)
 
-    def _judge_replaced(self, pid: str, group: str, mount: Mount) -> None:
-        """Take in a bind mount whose source is gone, if it is a single file's."""
-        if not (is_on_disk(kept(mount), self._top) or mount.fstype == "tmpfs"):
-            return
-        (answer,) = self.host.inodes([f"proc/{pid}/root{mount.mountpoint}"])
-        if isinstance(answer, Inode):
-            if stat.S_ISREG(answer.mode):
-                source = label(mount.root.removesuffix(REPLACED))
-                self.found.stale.append(Stale(group, pid, label(mount.mountpoint), source))
-        elif not isinstance(answer, Vanished):
-            self._refuse(answer)
-            self.found.unknown_groups.add(group)
+    # -- mounts of single files --
+
+    def _is_near(self, mount: Mount) -> bool:
+        """Return whether a look into a mount asks local disks and memory alone.
+
+        An overlay that the host does not have was made in a container, and names its layers by paths of there.
+        """
+        if mount.fstype == "overlay":
+            return mount.device in self._overlays
+        return mount.fstype in DISKS or mount.fstype in MEMORY
+
+    def _judge_replaced(self, pid: str, group: str, mount: Mount, points: Mapping[str, bool]) -> None:
+        """Take in a bind mount whose source is gone, if it is a single file's.
+
+        `points` has the namespace's mount points, and whether all that is mounted there is near: the way to a mount
+        leads through those above it, or through one that hides them.
+        """
+        if mount.fstype in MEMORY and mount.fstype != "tmpfs":
+            return  # a process that has ended, or a cgroup
+        container = outermost(group)
+        if "/" not in points:
+            self._pass_mount(group, "unknown_mount")  # nobody knows on what the root of this process lies
+        elif not all(points.get(above, True) for above in _way(mount.mountpoint)):
+            self._pass_mount(group, "not_a_local_disk")
+        elif container in self._sick or len(self._sick) >= SICK:
+            self._pass_mount(group, "stuck")
+        else:
+            (answer,) = self.host.entries_at(f"proc/{pid}/root", [mount.mountpoint])
+            if isinstance(answer, Inode):
+                if stat.S_ISREG(answer.mode):
+                    source = label(mount.root.removesuffix(REPLACED))
+                    self.found.stale.append(Stale(group, pid, label(mount.mountpoint), source))
+            elif isinstance(answer, Stuck):
+                self._sick.add(container)
+                self._pass_mount(group, "stuck")
+            elif not isinstance(answer, Vanished):
+                self._refuse(answer)
+                self._pass_mount(group, answer.reason)
+
+    def _pass_mount(self, group: str, reason: str) -> None:
+        self.found.skipped_mounts[reason] += 1
+        self.found.unknown_mounts.add(group)
 
     # -- inotify --
 
@@ -475,6 +516,14 @@ class _Pass:
             below = carrier(self._top, mounted.upper)
             device = below.device if below is not None else ""
         return self._disks.get(device, NOWHERE)
+
+
+def _way(path: str) -> Iterator[str]:
+    """Yield a path and all that is above it."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+    yield "/"
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

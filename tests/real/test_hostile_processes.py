@@ -11,7 +11,7 @@ import pytest
 
 from collectors.processes import DESCRIPTORS, OWN_MOUNTS
 from tests.real.cgroups import cgroup, memory_root
-from tests.real.conftest import Make
+from tests.real.conftest import Make, StuckFs
 from tests.real.observer import observer, of
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -74,6 +74,28 @@ def test_a_namespace_with_thousands_of_mounts_costs_its_own_processes_their_numb
         assert of(seen, "open_files_skipped_processes", reason="too_many") == 1
         assert (of(seen, "open_files_processes") or 0) > 0
         assert of(seen, "deleted_open_files", container="host") is None, "unknown, not too small"
+
+
+def test_a_file_mounted_below_a_filesystem_that_hangs_is_passed_over_unasked(stuckfs: StuckFs, tmp_path: Path) -> None:
+    place, file = tmp_path / "place", tmp_path / "app.conf"
+    place.mkdir()
+    (place / "app.conf").touch()
+    file.touch()
+    script = (
+        'mount --bind "$1" "$2/app.conf"; rm "$1"; [ -z "$3" ] || mount --bind "$3" "$2"; echo ready; cat > /dev/null'
+    )
+    with observer() as there:
+        few = there.start("unshare", "--mount", "sh", "-ec", script, "sh", str(file), str(place), "")
+        assert of(there.run(), "inotify_skipped_mounts", reason="not_a_local_disk") == 0
+        there.stop(few)
+        file.touch()
+        there.start("unshare", "--mount", "sh", "-ec", script, "sh", str(file), str(place), str(stuckfs.mount))
+        stuckfs.hang()
+        seen = there.run()
+        stuckfs.wake()
+        assert of(seen, "inotify_skipped_mounts", reason="not_a_local_disk") == 1
+        assert of(seen, "inotify_skipped_mounts", reason="stuck") == 0
+        assert of(seen, "deleted_open_files", container="host") == 0
 
 
 def test_watches_by_the_thousand_are_counted_for_the_user_who_has_them_whatever_the_process_is_called(

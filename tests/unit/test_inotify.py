@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.errors import HostError
+from agent.host import Points, Space
 from collectors.inotify import COLLECTOR
 from tests.trees.node import Node
 from tests.trees.tree import TreeProber
@@ -71,6 +73,74 @@ def test_a_file_that_is_back_is_stale_no_more(node: Node) -> None:
         table.write_bytes(table.read_bytes().replace(b"//deleted", b""))
     assert 'ullage_bind_mounts_stale{container="web",id="598ca9355d2f",namespace="",pod=""} 0' in node.run()
     assert "hot-reload-dead" not in {name for name, _ in node.found()}
+
+
+class Counting(TreeProber):
+    """Answers from the tree, and remembers what it was asked."""
+
+    def __init__(self, tree: Path) -> None:
+        super().__init__(tree)
+        self.asked: list[str] = []
+
+    def measure(self, points: Points) -> list[Space | HostError]:
+        self.asked += points.paths
+        return super().measure(points)
+
+
+def counting(node: Node) -> Counting:
+    node.runner.host.prober = made = Counting(node.path)
+    return made
+
+
+def mount(node: Node, *lines: str) -> None:
+    """Add mounts to the namespace of the container `web`, whose root is mount 74 and whose replaced file is 97."""
+    for table in node.path.glob("proc/*/mountinfo"):
+        if b" /etc/app.conf " in (text := table.read_bytes()):
+            table.write_bytes(text + "".join(f"{line}\n" for line in lines).encode())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "200 74 0:99 / /etc rw - fuse x rw",
+        "200 74 0:99 / /etc rw - nfs4 nas:/x rw",
+        "200 74 0:99 / /etc rw - autofs systemd-1 rw",
+        "200 97 0:99 / /etc/app.conf rw - fuse x rw",
+        # made in the container: its layers are paths of there
+        "200 74 0:99 / /etc rw - overlay x rw,lowerdir=/l,upperdir=/u,workdir=/w",
+    ],
+)
+def test_no_look_at_a_mount_leads_through_what_may_hang(line: str, node: Node) -> None:
+    mount(node, line)
+    prober = counting(node)
+    text = node.run()
+    assert not [path for path in prober.asked if path.endswith("app.conf")]
+    assert 'ullage_inotify_skipped_mounts{reason="not_a_local_disk"} 1' in text
+    assert 'ullage_bind_mounts_stale{container="web"' not in text
+    assert 'ullage_bind_mounts_stale{container="holder"' in text
+    assert 'ullage_container_inotify_watches{container="web"' in text
+    assert "hot-reload-dead" not in {name for name, _ in node.found()}
+
+
+def test_without_a_root_in_its_table_nobody_knows_where_a_way_leads(node: Node) -> None:
+    for table in node.path.glob("proc/*/mountinfo"):
+        lines = table.read_bytes().splitlines(keepends=True)
+        table.write_bytes(b"".join(line for line in lines if not line.startswith(b"74 ")))
+    prober = counting(node)
+    assert 'ullage_inotify_skipped_mounts{reason="unknown_mount"} 1' in node.run()
+    assert not [path for path in prober.asked if path.endswith("app.conf")]
+
+
+def test_a_container_in_whose_mounts_a_look_hangs_is_looked_into_once(node: Node) -> None:
+    mount(node, *(f"{200 + number} 74 254:0 /x//deleted /etc/{number} rw - ext4 /dev/vda rw" for number in range(9)))
+    answers = {f"/proc/{pid}/root/etc/app.conf": "stuck" for pid in (21846, 21848)}
+    (node.path / "inodes.json").write_text(json.dumps(answers))
+    prober = counting(node)
+    text = node.run()
+    assert len([path for path in prober.asked if "/root/etc/" in path]) == 1
+    assert 'ullage_inotify_skipped_mounts{reason="stuck"} 10' in text
+    assert 'ullage_bind_mounts_stale{container="web"' not in text
+    assert 'ullage_container_inotify_watches{container="web"' in text
 
 
 def test_what_cannot_be_looked_into_makes_its_containers_numbers_unknown_and_no_others(node: Node) -> None:
