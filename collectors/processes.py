@@ -13,6 +13,7 @@ files that are only mapped are not seen.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import time
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from agent.budget import Budget
 from agent.containers import outermost
@@ -32,7 +33,7 @@ from agent.namespaces import INITIAL, Owner, compare, owner
 from collectors.cgroups import cut
 from collectors.localdisks import DISKS, MEMORY, Mounted, is_blind, is_on_disk, is_overlay_on_disk, kept
 from collectors.readers import cgroup, overlay, procfs
-from collectors.readers.mountinfo import Mount, carrier, one_per_device, parse, parse_lines, visible
+from collectors.readers.mountinfo import Mount, by_device, carrier, one_per_device, parse, parse_lines, shown, visible
 
 HOSTS = "proc/1/mountinfo"
 # why a process is passed over, and a deleted file
@@ -49,7 +50,15 @@ BATCH = 256
 PART = 1 << 16
 LOWER = "below overlays"  # stands for a filesystem's type
 REPLACED = "//deleted"  # behind a mount's root that is gone; fs/proc_namespace.c
+# the kubelet writes a volume's files anew in a directory that has a time in its name, and has `..data` lead there;
+# pkg/volume/util/atomic_writer.go
+KUBELETS = re.compile(r"/\.\.\d{4}(?:_\d\d){5}\.\d+(?=/)")
+CURRENT = "/..data"
+SUBVOLUMES = {"btrfs", "bcachefs"}  # each has a device of its own in stat, and the whole has another in mountinfo
 NOWHERE: LabelSet = ("", "other", "")  # a filesystem that the host does not show
+
+
+Now = Literal["replaced", "removed", "unknown", "unplaced"]
 
 
 class Instance(NamedTuple):
@@ -73,12 +82,16 @@ class Held(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """A bind mount of one file in a process' namespace, whose source is gone or was replaced; both as labels."""
+    """A bind mount of one file in a process' namespace, whose source is no longer what it was; both as labels.
+
+    `source` is a path on the host, but where `now` is `unplaced`: the host shows that filesystem nowhere.
+    """
 
     group: str
     pid: str
     mountpoint: str
     source: str
+    now: Now
 
 
 @dataclass(slots=True)
@@ -179,6 +192,7 @@ class _Pass:
         self._refused: set[Namespace] = set()
         self._disks: dict[str, LabelSet] = {}
         self._top: dict[str, Mount] = {}
+        self._shown: dict[str, list[Mount]] = {}  # the same by device
         self._layers: dict[bytes, str] = {}  # directories below overlays, as watches name them: what they lie in
         self._stuck: set[str] = set()
         self._answered: set[str] = set()
@@ -214,6 +228,7 @@ class _Pass:
             return []
         self._keep(mounts)
         self._top = {mount.mountpoint: mount for mount in mounts}
+        self._shown = by_device(mounts)
         self._disks = {
             mount.device: (label(mount.source), label(mount.mountpoint), label(mount.fstype))
             for mount in one_per_device(mounts)
@@ -226,7 +241,8 @@ class _Pass:
         lowers: dict[str, Mount] = {}
         for mount in mounts:
             if mount.fstype == "overlay":
-                if is_overlay_on_disk(mount, self._top):
+                # all that we do goes through the host's own root
+                if mount.mountpoint == "/" or is_overlay_on_disk(mount, self._top):
                     self._overlays.add(mount.device)
                 layers = overlay.resolve(overlay.parse_options(mount.super_options), mount.mountpoint)
                 for path in layers.lowers:
@@ -382,14 +398,46 @@ class _Pass:
             (answer,) = self.host.entries_at(f"proc/{pid}/root", [mount.mountpoint])
             if isinstance(answer, Inode):
                 if stat.S_ISREG(answer.mode):
-                    source = label(mount.root.removesuffix(REPLACED))
-                    self.found.stale.append(Stale(group, pid, label(mount.mountpoint), source))
+                    source, now = self._source(mount)
+                    self.found.stale.append(Stale(group, pid, label(mount.mountpoint), label(source), now))
             elif isinstance(answer, Stuck):
                 self._sick.add(container)
                 self._pass_mount(group, "stuck")
             elif not isinstance(answer, Vanished):
                 self._refuse(answer)
                 self._pass_mount(group, answer.reason)
+
+    def _source(self, mount: Mount) -> tuple[str, Now]:
+        """Return where the host has the source of a mount, and what is in its place now."""
+        root = mount.root.removesuffix(REPLACED)
+        found = shown(self._shown.get(mount.device, ()), self._top, root)
+        if found is None:
+            return f"{root} on {mount.source} ({mount.fstype})", "unplaced"
+        carrying, path = found
+        now = self._look_for(carrying, path)
+        return KUBELETS.sub("", path, 1), now
+
+    def _look_for(self, carrying: Mount, path: str) -> Now:
+        if carrying.device in self._stuck or not all(
+            self._is_near(self._top[above]) for above in _way(path) if above in self._top
+        ):
+            return "unknown"
+        volume = KUBELETS.search(path)
+        wanted = path[: volume.start()] + CURRENT if volume is not None else path
+        place, entry = self.host.entries_at("/", [carrying.mountpoint, wanted])
+        if isinstance(place, Stuck) or isinstance(entry, Stuck):
+            self._stuck.add(carrying.device)
+        # what is not mounted where we look has been neither removed nor replaced
+        if not isinstance(place, Inode) or (
+            carrying.fstype not in SUBVOLUMES
+            and f"{os.major(place.device)}:{os.minor(place.device)}" != carrying.device
+        ):
+            return "unknown"
+        if isinstance(entry, Inode):
+            if stat.S_ISLNK(entry.mode):
+                return "replaced" if volume is not None else "unknown"  # it is not for us to see where it leads
+            return "replaced" if stat.S_ISREG(entry.mode) else "removed"
+        return "removed" if isinstance(entry, Vanished) else "unknown"
 
     def _pass_mount(self, group: str, reason: str) -> None:
         self.found.skipped_mounts[reason] += 1

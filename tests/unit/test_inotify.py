@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,127 @@ def test_a_container_in_whose_mounts_a_look_hangs_is_looked_into_once(node: Node
     assert 'ullage_container_inotify_watches{container="web"' in text
 
 
+FILE, DIRECTORY, LINK = 0o100644, 0o40755, 0o120777
+SDB1 = "300 27 8:17 / /data rw - ext4 /dev/sdb1 rw"
+RESTART = "docker restart web   # "
+GUARDED = f"test -f /data/app.conf && {RESTART}"
+
+
+@dataclass
+class Case:
+    """Mounts of the host, a mount's device and root, what lies on the host; what is told of it."""
+
+    hosts: tuple[str, ...]
+    device: str
+    root: str
+    there: dict[str, tuple[int, int]]
+    told: str
+    remedy: str
+
+
+VOLUME = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c"
+CASES = {
+    "another partition": Case(
+        *((SDB1,), "8:17", "/app.conf", {"/data": (DIRECTORY, 0x811), "/data/app.conf": (FILE, 0x811)}),
+        *("/data/app.conf, has been replaced on the host since:", RESTART),
+    ),
+    "a subvolume": Case(
+        ("300 27 0:50 /@data /data rw - btrfs /dev/sdb1 rw", "301 27 0:50 /@ /other rw - btrfs /dev/sdb1 rw"),
+        *("0:50", "/@data/app.conf", {"/data": (DIRECTORY, 77), "/data/app.conf": (FILE, 77)}),
+        *("/data/app.conf, has been replaced on the host since:", RESTART),
+    ),
+    "nothing in its place": Case(
+        *((SDB1,), "8:17", "/app.conf", {"/data": (DIRECTORY, 0x811)}),
+        *(
+            "/data/app.conf, has been removed on the host, and no file is in its place now:",
+            GUARDED + "put the file back",
+        ),
+    ),
+    "a directory in its place": Case(
+        *((SDB1,), "8:17", "/app.conf", {"/data": (DIRECTORY, 0x811), "/data/app.conf": (DIRECTORY, 0x811)}),
+        *(
+            "/data/app.conf, has been removed on the host, and no file is in its place now:",
+            GUARDED + "put the file back",
+        ),
+    ),
+    "a link in its place": Case(
+        *((SDB1,), "8:17", "/app.conf", {"/data": (DIRECTORY, 0x811), "/data/app.conf": (LINK, 0x811)}),
+        *(
+            "/data/app.conf, has been replaced or removed on the host since:",
+            GUARDED + "see first that the file is there",
+        ),
+    ),
+    "not mounted where we look": Case(
+        *((SDB1,), "8:17", "/app.conf", {"/data": (DIRECTORY, 0xFE00)}),
+        *("/data/app.conf, has been replaced or removed on the host since:", GUARDED + "see first"),
+    ),
+    "mounted nowhere on the host": Case(
+        *((), "8:17", "/app.conf", {}),
+        "/app.conf on /dev/sdb1 (ext4), has been replaced or removed since, on a filesystem that the host shows",
+        RESTART + "see first that the file is there",
+    ),
+    "hidden by another mount": Case(
+        *(
+            (SDB1, "301 300 8:33 / /data rw - ext4 /dev/sdc1 rw"),
+            "8:17",
+            "/app.conf",
+            {"/data/app.conf": (FILE, 0x821)},
+        ),
+        *("/app.conf on /dev/sdb1 (ext4), has been replaced or removed since, on a filesystem", RESTART + "see first"),
+    ),
+    "another part of the filesystem": Case(
+        *(("300 27 8:17 /logs /data rw - ext4 /dev/sdb1 rw",), "8:17", "/logs.conf", {"/data.conf": (FILE, 0x811)}),
+        *("/logs.conf on /dev/sdb1 (ext4), has been replaced or removed since, on a filesystem", RESTART + "see first"),
+    ),
+    "written anew by the kubelet": Case(
+        *((), "254:0", f"{VOLUME}/..2024_05_01_10_11_12.123456789/app.conf", {f"{VOLUME}/..data": (LINK, 0xFE00)}),
+        *(f"{VOLUME}/app.conf, has been replaced on the host since:", RESTART),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_source_is_told_by_its_place_on_the_host_with_what_is_there_now(case: Case, node: Node) -> None:
+    with open(node.path / "proc/1/mountinfo", "a") as hosts:
+        hosts.writelines(f"{line}\n" for line in case.hosts)
+    kind = "btrfs" if case.device == "0:50" else "ext4"
+    source = "/dev/vda" if case.device == "254:0" else "/dev/sdb1"
+    for table in node.path.glob("proc/*/mountinfo"):
+        lines = table.read_text().splitlines()
+        stale = f"97 74 {case.device} {case.root}//deleted /etc/app.conf rw - {kind} {source} rw"
+        table.write_text("".join(f"{stale if line.startswith('97 ') else line}\n" for line in lines))
+    answers = json.loads((node.path / "inodes.json").read_text())
+    del answers["/srv/app/app.conf"]
+    answers |= {path: [mode, device, 5, 1, 8] for path, (mode, device) in case.there.items()}
+    (node.path / "inodes.json").write_text(json.dumps(answers))
+    counting(node)
+    node.run()
+    found = node.found()["hot-reload-dead", "web /etc/app.conf"]
+    assert f" as a single file, and that file, {case.told}" in found.explanation
+    assert found.remedy.startswith(case.remedy)
+
+
+def test_a_source_behind_what_may_hang_is_not_looked_for(node: Node) -> None:
+    with open(node.path / "proc/1/mountinfo", "a") as hosts:
+        hosts.write("300 27 0:99 / /srv rw - fuse x rw\n301 300 254:0 /srv/app /srv/app rw - ext4 /dev/vda rw\n")
+    prober = counting(node)
+    node.run()
+    assert not [path for path in prober.asked if path.endswith("/srv/app/app.conf")]
+    told = node.found()["hot-reload-dead", "web /etc/app.conf"].explanation
+    assert "/srv/app/app.conf, has been replaced or removed on the host since:" in told
+
+
+def test_a_disk_of_the_host_that_hangs_is_asked_once(node: Node) -> None:
+    mount(node, *(f"{200 + number} 74 254:0 /x//deleted /etc/{number} rw - ext4 /dev/vda rw" for number in range(9)))
+    answers = json.loads((node.path / "inodes.json").read_text())
+    for pid in (21846, 21848):
+        answers |= {f"/proc/{pid}/root/etc/{number}": [FILE, 65024, 5, 0, 8] for number in range(9)}
+    (node.path / "inodes.json").write_text(json.dumps(answers | {"/": "stuck"}))
+    prober = counting(node)
+    assert 'ullage_bind_mounts_stale{container="web",id="598ca9355d2f",namespace="",pod=""} 10' in node.run()
+    assert prober.asked.count(f"{node.path}/") == 1
+
+
 def test_what_cannot_be_looked_into_makes_its_containers_numbers_unknown_and_no_others(node: Node) -> None:
     (victim,) = node.path.glob("proc/*/fdinfo/8")
     (victim.parents[1] / "status").write_text("VmSize:\t1 kB\n")
@@ -183,7 +305,7 @@ def test_a_hostile_name_stays_in_its_place(tmp_path: Path) -> None:
     node.run()
     (found,) = [each for each in node.runner.outcome.findings if each.finding.id == "hot-reload-dead"]
     assert found.target == 'shop/web-1/main /etc/a\nb"c\\'
-    assert found.remedy.startswith("kubectl delete pod --namespace shop web-1   #")
+    assert found.remedy.startswith("test -f '/srv/c d' && kubectl delete pod --namespace shop web-1   #")
 
 
 def test_watches_of_a_fuse_that_has_all_changes_itself_are_not_blind(node: Node) -> None:
