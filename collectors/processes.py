@@ -5,9 +5,10 @@ and goes on in the next round where the budget ended: what it tells is that of c
 about ten microseconds. Links are read, which cannot hang; stat(2) of a deleted file is asked by the helper process,
 and only on filesystems of local disks: a remote or FUSE one is judged by its mount alone.
 
-What a process does not let us see (no permission, too many descriptors) makes the numbers of its container and of its
-user unknown: they are absent, not too small. Descriptors of threads that have a table of their own (CLONE_FILES) and
-files that are only mapped are not seen.
+Memory is bounded, and each container, or cgroup that is no container's, has a share of it: see `collectors.shares`.
+What a process does not let us see (no permission, more than its container's share) makes the numbers of its container
+and of its user unknown: they are absent, not too small. Descriptors of threads that have a table of their own
+(CLONE_FILES) and files that are only mapped are not seen.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from collectors.cgroups import cut
 from collectors.localdisks import DISKS, MEMORY, Mounted, is_blind, is_on_disk, is_overlay_on_disk, kept
 from collectors.readers import cgroup, overlay, procfs
 from collectors.readers.mountinfo import Mount, by_device, carrier, one_per_device, parse, parse_lines, shown, visible
+from collectors.shares import Bound, Room
 
 HOSTS = "proc/1/mountinfo"
 # why a process is passed over, and a deleted file
@@ -41,8 +43,7 @@ REASONS = ("kernel", "vanished", "permission", "descriptors", "too_many", "malfo
 FILE_REASONS = ("not_a_local_disk", "maybe_of_an_image", "unknown_mount", "stuck")
 MOUNT_REASONS = ("not_a_local_disk", "unknown_mount", "too_many", "permission", "stuck", "failed")
 DESCRIPTORS = 100_000  # of one container, or cgroup that is no container's: what is beyond is passed over
-# of one pass, bounds on memory
-INSTANCES, FILES, NAMESPACES, MOUNTS, STALE, LAYERS = 20_000, 20_000, 2_000, 50_000, 1_000, 20_000
+LAYERS = 20_000  # of one pass: the host's own
 TABLE, OWN_MOUNTS = 4 << 20, 10_000  # bytes and mounts of one mountinfo
 REFUSALS = 1_000  # that are remembered of one pass
 SICK = 2  # containers whose mounts hang, until no other's are looked at: each costs a deadline, or a helper
@@ -58,6 +59,17 @@ SUBVOLUMES = {"btrfs", "bcachefs"}  # each has a device of its own in stat, and 
 NOWHERE: LabelSet = ("", "other", "")  # a filesystem that the host does not show
 
 
+class Limits(NamedTuple):
+    """What is kept of one pass: bounds on memory. `mounts` also count again for each root that sees a blind one."""
+
+    instances: Bound = Bound(20_000, share=4_000, sure=20)
+    files: Bound = Bound(20_000, share=4_000, sure=20)
+    namespaces: Bound = Bound(2_000, share=500, sure=4)
+    mounts: Bound = Bound(60_000, share=15_000, sure=100)
+    stale: Bound = Bound(1_000, share=200, sure=10)  # mounts whose source is gone
+
+
+LIMITS = Limits()
 Now = Literal["replaced", "removed", "unknown", "unplaced"]
 
 
@@ -138,10 +150,15 @@ class _TooMany(Exception):
     """A bound was met; its text is the reason."""
 
 
+class _TooManyFiles(_TooMany):
+    """The bound on deleted files was met; what inotify instances the process has is known."""
+
+
 class Processes:
     """The pass. One for all collectors of an agent, see `agent.collector.Shared`; they may ask at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._limits = limits
         self._lock = threading.Lock()
         self._newest: Reading | None = None
         self._pass: _Pass | None = None
@@ -166,7 +183,7 @@ class Processes:
         budget.begin()
         if self._pass is None:
             number = self._newest.number + 1 if self._newest is not None else 1
-            self._pass = _Pass(Reading(number, time.monotonic()), host)
+            self._pass = _Pass(Reading(number, time.monotonic()), host, self._limits)
         work, self._pass.host = self._pass, host
         try:
             for _ in work.steps:
@@ -181,8 +198,9 @@ class Processes:
 class _Pass:
     """One pass, which may take many rounds; `host` is that of who pays for this one."""
 
-    def __init__(self, found: Reading, host: Host) -> None:
+    def __init__(self, found: Reading, host: Host, limits: Limits) -> None:
         self.found = found
+        self._room = {name: Room(bound) for name, bound in limits._asdict().items()}
         self.host = host
         self.steps = self._look()
         self._descriptors: Counter[str] = Counter()
@@ -274,12 +292,12 @@ class _Pass:
         except _Passed as error:
             self.found.skipped[str(error)] += 1
         except _TooMany as error:
-            self._give_up(pid, group, str(error))
+            self._give_up(pid, group, str(error), is_user_known=isinstance(error, _TooManyFiles))
         except HostError as error:
             if self._give_up(pid, group, error.reason):
                 self._refuse(type(error)("proc/PID/fd", error.detail))  # of all alike: told once, not once for each
 
-    def _give_up(self, pid: str, group: str, reason: str) -> bool:
+    def _give_up(self, pid: str, group: str, reason: str, *, is_user_known: bool = False) -> bool:
         """Have the numbers that this process belongs to be unknown, unless it has no descriptors anyway."""
         try:
             status = self.host.read_start(f"proc/{pid}/status")
@@ -293,7 +311,7 @@ class _Pass:
             return False
         self.found.skipped[reason] += 1
         self.found.unknown_groups.add(group)
-        if (user := procfs.parse_user(status)) is not None:
+        if not is_user_known and (user := procfs.parse_user(status)) is not None:
             self.found.unknown_users.add(user)
         return True
 
@@ -331,33 +349,41 @@ class _Pass:
         if namespace in self._refused:
             raise _TooMany("too_many")
         if namespace not in self._blind:
+            if not self._room["namespaces"].take(outermost(group)):
+                raise _TooMany("too_many")
             try:
                 yield from self._read_mounts(pid, group, namespace)
             except (_TooMany, Failed):
                 self._refused.add(namespace)  # it is not read for each of its processes
                 raise
+            except HostError:
+                self._room["namespaces"].give_back(outermost(group))  # nothing is kept, another process may tell
+                raise
         return self._blind[namespace]
 
     def _read_mounts(self, pid: str, group: str, namespace: Namespace) -> Iterator[None]:
-        if len(self._blind) >= NAMESPACES:
-            raise _TooMany("too_many")
+        container = outermost(group)
         blind: dict[str, tuple[str, str]] = {}
         replaced: list[Mount] = []
         points: dict[str, bool] = {}
         for number, mount in enumerate(parse_lines(self.host.read(f"proc/{pid}/mountinfo", TABLE))):
             if number % BATCH == 0:
                 yield
-            if number >= OWN_MOUNTS or len(self._mounts) >= MOUNTS:
+            if number >= OWN_MOUNTS:
                 raise _TooMany("too_many")
             if mount is None:
                 continue
-            if mount.root.endswith(REPLACED) and mount.id not in self._mounts and len(replaced) < STALE:
+            is_new = mount.id not in self._mounts
+            is_kept = is_new or (is_blind(mount.fstype) and mount.device not in blind)
+            if is_kept and not self._room["mounts"].take(container):
+                raise _TooMany("too_many")
+            if is_new and mount.root.endswith(REPLACED):
                 replaced.append(mount)
             self._keep([mount])
             points[mount.mountpoint] = points.get(mount.mountpoint, True) and self._is_near(mount)
             if is_blind(mount.fstype):
                 blind.setdefault(mount.device, (mount.fstype, label(mount.mountpoint)))
-        for mount in replaced[: STALE - len(self.found.stale)]:
+        for mount in replaced:
             self._judge_replaced(pid, group, mount, points)
             yield
         self._blind[namespace] = blind
@@ -394,6 +420,8 @@ class _Pass:
             self._pass_mount(group, "not_a_local_disk")
         elif container in self._sick or len(self._sick) >= SICK:
             self._pass_mount(group, "stuck")
+        elif not self._room["stale"].take(container):
+            self._pass_mount(group, "too_many")
         else:
             (answer,) = self.host.entries_at(f"proc/{pid}/root", [mount.mountpoint])
             if isinstance(answer, Inode):
@@ -456,7 +484,7 @@ class _Pass:
             yield from self._read_watches(f"proc/{pid}/fdinfo/{name}", watches)
             if self._is_known((userns, uid, watches.digest), (int(pid), int(name))):
                 continue  # a child has it from its parent: it is one instance
-            if len(self.found.instances) >= INSTANCES:
+            if not self._room["instances"].take(outermost(group)):
                 raise _TooMany("too_many")
             counts = watches.by_device
             blind = {remote[device]: count for device, count in counts.items() if device in remote}
@@ -552,8 +580,8 @@ class _Pass:
             return
         key = inode.device, inode.number
         known = self.found.held.get(key)
-        if known is None and len(self.found.held) >= FILES:
-            raise _TooMany("too_many")
+        if known is None and not self._room["files"].take(outermost(group)):
+            raise _TooManyFiles("too_many")
         if known is None or (group, int(pid)) < (known.group, int(known.pid)):
             path = label(link.removesuffix(procfs.DELETED))
             self.found.held[key] = Held(group, pid, path, inode.blocks * 512, self._filesystem(mounted))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.processes import DESCRIPTORS, OWN_MOUNTS
+from collectors.processes import DESCRIPTORS, LIMITS, OWN_MOUNTS
 from tests.real.cgroups import cgroup, memory_root
 from tests.real.conftest import Make, StuckFs
 from tests.real.observer import observer, of
@@ -54,6 +54,19 @@ for _ in range(int(sys.argv[2]) // each):
     if os.fork() == 0:
         sys.stdin.read()
         os._exit(0)
+{WAITS}
+"""
+
+FILES = f"""
+import os, resource, sys
+with open(f"{{sys.argv[1]}}/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+for number in range(int(sys.argv[3])):
+    path = f"{{sys.argv[2]}}/{{os.getpid()}}-{{number}}"
+    os.open(path, os.O_CREAT | os.O_RDWR)
+    os.unlink(path)
 {WAITS}
 """
 
@@ -124,6 +137,25 @@ def test_descriptors_count_for_a_container_however_many_cgroups_it_makes(need: C
             seen = there.run()
         assert (of(seen, "open_files_skipped_processes", reason="descriptors") or 0) > 0
         assert of(seen, "deleted_open_files", id=container.name[:12]) is None
+
+
+def test_deleted_files_by_the_thousand_in_one_container_cost_no_other_its_numbers(
+    filesystem: Make, need: Callable[..., None]
+) -> None:
+    need("unshare")
+    place = filesystem("ext4", "-N", "8192")
+    root = memory_root()
+    assert root is not None, "no memory controller is mounted"
+    parent, share = root / f"ullage-files-{os.getpid()}", LIMITS.files.share
+    greedy, modest = (parent / f"{letter}{os.getpid():063x}" for letter in "ab")
+    with cgroup(greedy) as one, cgroup(modest) as two:
+        with observer() as there:
+            for made, count in ((one, share + 1), (two, 3)):
+                there.start(sys.executable, "-c", FILES, str(made.path), str(place), str(count))
+            seen = there.run()
+        assert of(seen, "deleted_open_files", id=greedy.name[:12]) is None
+        assert of(seen, "deleted_open_files", id=modest.name[:12]) == 3
+        assert of(seen, "open_files_skipped_processes", reason="too_many") == 1
 
 
 def test_what_is_deleted_and_no_file_holds_nothing(filesystem: Make, need: Callable[..., None]) -> None:
