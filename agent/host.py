@@ -71,7 +71,7 @@ class Prober(Protocol):
     def measure(self, points: Points) -> Sequence[Space | HostError]:
         """Return one answer per point, in order: Space, or the error (Stuck among them). Never blocks for long.
 
-        The answer to a request that begins with `i` has an Inode's numbers behind `stat_errno`.
+        The answer to a request that begins with `i` or `l` has an Inode's numbers behind `stat_errno`.
         """
         ...
 
@@ -362,7 +362,18 @@ class Host:
     def inodes(self, paths: Sequence[str]) -> list[Inode | HostError]:
         """Return what stat(2) says of each path, in order, without ever hanging on one."""
         real = tuple(map(self.real, paths))
-        points = Points(real, tuple(b"i" + os.fsencode(path) for path in real))
+        return self._inodes(Points(real, tuple(b"i" + os.fsencode(path) for path in real)))
+
+    def entries_at(self, root: str, paths: Sequence[str]) -> list[Inode | HostError]:
+        """Return what lstat(2) says of each path below `root`, in order, without ever hanging on one.
+
+        No link on the way is followed, but in `root` itself: who owns a directory there can lead nobody elsewhere.
+        """
+        place, ways = self.real(root).rstrip("/"), [path.strip("/") for path in paths]
+        real = tuple(f"{place}/{way}" for way in ways)
+        return self._inodes(Points(real, tuple(b"l" + os.fsencode(f"{place}//{way}") for way in ways)))
+
+    def _inodes(self, points: Points) -> list[Inode | HostError]:
         return [_inode(each) if isinstance(each, Space) else each for each in self.measure(points)]
 
     def ioctl(

@@ -244,7 +244,7 @@ def _first_batch(requests: Sequence[bytes], start: int) -> list[bytes]:
 
 
 def _path(request: bytes) -> str:
-    return os.fsdecode(request[1:])
+    return os.fsdecode(request[1:]).replace("//", "/")
 
 
 def _stuck(request: bytes) -> Stuck:

@@ -7,14 +7,15 @@ shows no count: it is taken by the effective user of the process that has the de
 it. The limits of namespaces other than the agent's own cannot be read: they have none here, but the parent's holds.
 
 A watch is blind where changes are made elsewhere: on NFS, CIFS, FUSE, virtiofs, 9p, and on the directory of a layer
-below an overlay (not on what is deeper in it, as a watch has no path). A bind mount of one file is stale
-when that file was replaced: the container has the old one for ever. Of both the kernel says nothing to the program.
+below an overlay (not on what is deeper in it, as a watch has no path). A bind mount of one file is stale when that file
+was replaced or removed: the container has the old one for ever. Of both the kernel says nothing to the program.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,7 +30,7 @@ from agent.namespaces import INITIAL
 from agent.ranking import biggest
 from agent.watermark import Tier, Watermark
 from collectors.descriptors import HOST, WANTS, View, about, check
-from collectors.processes import Reading
+from collectors.processes import Now, Reading
 from collectors.readers import procfs
 
 User = tuple[str, str]  # user namespace, user
@@ -55,7 +56,14 @@ BLIND = Metric(
     CONTAINER,
 )
 STALE = Metric(
-    "ullage_bind_mounts_stale", "Bind mounts of single files that have been replaced on the host since.", CONTAINER
+    "ullage_bind_mounts_stale",
+    "Bind mounts of single files that have been replaced or removed on the host since.",
+    CONTAINER,
+)
+PASSED = Metric(
+    "ullage_inotify_skipped_mounts",
+    "Mounts whose source is gone of which the newest pass did not judge whether they are single files.",
+    ("reason",),
 )
 ABOUT = about("inotify")
 
@@ -97,10 +105,26 @@ BLIND_WATCH = Finding(
 DEAD = Finding(
     "hot-reload-dead",
     "warning",
-    "{path} was mounted into {container} as a single file, and that file, {source}, has been replaced on the host "
-    "since: the container has the old one, and is told of no change.",
-    "{restart}   # to see new files at once, mount the directory that the file is in instead",
+    "{path} was mounted into {container} as a single file, and that file, {source}, has been "
+    "{replaced_or_removed}: the container has the old one, and is told of no change.",
+    "{restart}   # {what_comes_first}to see new files at once, mount the directory that the file is in instead",
 )
+# what has become of the file, and what comes before the restart
+FATES: Mapping[Now, tuple[str, str]] = {
+    "replaced": ("replaced on the host since", ""),
+    "removed": (
+        "removed on the host, and no file is in its place now",
+        "put the file back first: in its place the runtime may make a directory, and the container does not start; ",
+    ),
+    "unknown": (
+        "replaced or removed on the host since",
+        "see first that the file is there: without it the container may not start; ",
+    ),
+    "unplaced": (
+        "replaced or removed since, on a filesystem that the host shows nowhere",
+        "see first that the file is there: without it the container may not start; ",
+    ),
+}
 NEAR_RAISE, NEAR_CLEAR = TIERS[0].raise_at, TIERS[0].clear_at
 
 
@@ -140,6 +164,8 @@ class Inotify:
         found = self._view.found
         if found is None:
             return
+        for reason, count in found.skipped_mounts.items():
+            yield PASSED(count, reason)
         yield from self._users(host, found)
         yield from self._containers(found)
         yield from self._blind(found)
@@ -199,7 +225,8 @@ class Inotify:
         view = self._view
         watches = view.sums((each.group, each.watches) for each in found.instances)
         stale = view.sums((each.group, 1) for each in found.stale)
-        stale.pop(HOST, None)  # no container's, so nobody's business here
+        for labels in {HOST, *map(view.owner, found.unknown_mounts)}:
+            stale.pop(labels, None)  # the host's are nobody's business here
         columns = {
             CONTAINER_WATCHES: watches,
             CONTAINER_INSTANCES: view.sums((each.group, 1) for each in found.instances),
@@ -221,13 +248,18 @@ class Inotify:
         for each in found.stale:
             if self._view.owner(each.group) != HOST:
                 name = self._view.name(each.group)
-                path = each.mountpoint
+                path, restart = each.mountpoint, self._view.restart(each.group, each.pid)
+                what, first = FATES[each.now]
+                if each.now in ("removed", "unknown"):
+                    restart = f"test -f {shlex.quote(each.source)} && {restart}"
                 yield DEAD(
                     f"{name} {path}",
                     path=path,
                     container=name,
                     source=each.source,
-                    restart=self._view.restart(each.group, each.pid),
+                    replaced_or_removed=what,
+                    restart=restart,
+                    what_comes_first=first,
                 )
 
 
@@ -278,7 +310,7 @@ COLLECTOR = Collector(
     deadline=25.0,
     metrics=(
         *(INSTANCES, WATCHES, INSTANCES_LIMIT, WATCHES_LIMIT, QUEUE_LIMIT),
-        *(CONTAINER_WATCHES, CONTAINER_INSTANCES, BLIND, STALE, *ABOUT),
+        *(CONTAINER_WATCHES, CONTAINER_INSTANCES, BLIND, STALE, PASSED, *ABOUT),
     ),
     watermarks=(INSTANCES_USED, WATCHES_USED),
     findings=(NEAR, BLIND_WATCH, DEAD),

@@ -154,7 +154,23 @@ def by_device(mounts: Iterable[Mount]) -> dict[str, list[Mount]]:
 
 def one_per_device(mounts: Iterable[Mount]) -> list[Mount]:
     """Return one mount of each device: `/` or else its whole tree rather than a part of it, then the shortest path."""
-    return [
-        min(same, key=lambda each: (each.mountpoint != "/", each.root != "/", len(each.mountpoint), each.mountpoint))
-        for same in by_device(mounts).values()
-    ]
+    return [min(same, key=_rank) for same in by_device(mounts).values()]
+
+
+def shown(same: Iterable[Mount], top: Mapping[str, Mount], root: str) -> tuple[Mount, str] | None:
+    """Return the mount that shows a path of its own filesystem, and where; None if none does.
+
+    `same` are mounts of that filesystem, `top` all visible ones by their points: a path that another mount hides does
+    not show it. `root` is as a mount's own root is: from the top of the filesystem, through subvolumes of btrfs.
+    """
+    for mount in sorted(same, key=_rank):
+        above = mount.root.rstrip("/")
+        if root == mount.root or root.startswith(f"{above}/"):
+            path = mount.mountpoint.rstrip("/") + root[len(above) :] or "/"
+            if carrier(top, path) is mount:
+                return mount, path
+    return None
+
+
+def _rank(mount: Mount) -> tuple[bool, bool, int, str]:
+    return mount.mountpoint != "/", mount.root != "/", len(mount.mountpoint), mount.mountpoint

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from collectors.processes import DESCRIPTORS, OWN_MOUNTS
+from collectors.processes import DESCRIPTORS, LIMITS, OWN_MOUNTS
 from tests.real.cgroups import cgroup, memory_root
-from tests.real.conftest import Make
+from tests.real.conftest import Make, StuckFs
 from tests.real.observer import observer, of
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -57,6 +57,19 @@ for _ in range(int(sys.argv[2]) // each):
 {WAITS}
 """
 
+FILES = f"""
+import os, resource, sys
+with open(f"{{sys.argv[1]}}/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+for number in range(int(sys.argv[3])):
+    path = f"{{sys.argv[2]}}/{{os.getpid()}}-{{number}}"
+    os.open(path, os.O_CREAT | os.O_RDWR)
+    os.unlink(path)
+{WAITS}
+"""
+
 
 def test_a_namespace_with_thousands_of_mounts_costs_its_own_processes_their_numbers(
     need: Callable[..., None], tmp_path: Path
@@ -74,6 +87,28 @@ def test_a_namespace_with_thousands_of_mounts_costs_its_own_processes_their_numb
         assert of(seen, "open_files_skipped_processes", reason="too_many") == 1
         assert (of(seen, "open_files_processes") or 0) > 0
         assert of(seen, "deleted_open_files", container="host") is None, "unknown, not too small"
+
+
+def test_a_file_mounted_below_a_filesystem_that_hangs_is_passed_over_unasked(stuckfs: StuckFs, tmp_path: Path) -> None:
+    place, file = tmp_path / "place", tmp_path / "app.conf"
+    place.mkdir()
+    (place / "app.conf").touch()
+    file.touch()
+    script = (
+        'mount --bind "$1" "$2/app.conf"; rm "$1"; [ -z "$3" ] || mount --bind "$3" "$2"; echo ready; cat > /dev/null'
+    )
+    with observer() as there:
+        few = there.start("unshare", "--mount", "sh", "-ec", script, "sh", str(file), str(place), "")
+        assert of(there.run(), "inotify_skipped_mounts", reason="not_a_local_disk") == 0
+        there.stop(few)
+        file.touch()
+        there.start("unshare", "--mount", "sh", "-ec", script, "sh", str(file), str(place), str(stuckfs.mount))
+        stuckfs.hang()
+        seen = there.run()
+        stuckfs.wake()
+        assert of(seen, "inotify_skipped_mounts", reason="not_a_local_disk") == 1
+        assert of(seen, "inotify_skipped_mounts", reason="stuck") == 0
+        assert of(seen, "deleted_open_files", container="host") == 0
 
 
 def test_watches_by_the_thousand_are_counted_for_the_user_who_has_them_whatever_the_process_is_called(
@@ -102,6 +137,25 @@ def test_descriptors_count_for_a_container_however_many_cgroups_it_makes(need: C
             seen = there.run()
         assert (of(seen, "open_files_skipped_processes", reason="descriptors") or 0) > 0
         assert of(seen, "deleted_open_files", id=container.name[:12]) is None
+
+
+def test_deleted_files_by_the_thousand_in_one_container_cost_no_other_its_numbers(
+    filesystem: Make, need: Callable[..., None]
+) -> None:
+    need("unshare")
+    place = filesystem("ext4", "-N", "8192")
+    root = memory_root()
+    assert root is not None, "no memory controller is mounted"
+    parent, share = root / f"ullage-files-{os.getpid()}", LIMITS.files.share
+    greedy, modest = (parent / f"{letter}{os.getpid():063x}" for letter in "ab")
+    with cgroup(greedy) as one, cgroup(modest) as two:
+        with observer() as there:
+            for made, count in ((one, share + 1), (two, 3)):
+                there.start(sys.executable, "-c", FILES, str(made.path), str(place), str(count))
+            seen = there.run()
+        assert of(seen, "deleted_open_files", id=greedy.name[:12]) is None
+        assert of(seen, "deleted_open_files", id=modest.name[:12]) == 3
+        assert of(seen, "open_files_skipped_processes", reason="too_many") == 1
 
 
 def test_what_is_deleted_and_no_file_holds_nothing(filesystem: Make, need: Callable[..., None]) -> None:

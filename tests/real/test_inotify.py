@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -233,6 +234,43 @@ def test_a_file_that_was_replaced_under_a_container_is_told_until_the_remedy_is_
     assert "hot-reload-dead web /etc/app.conf" not in seen["found"]
     assert stale(seen, "web") == 0
     directory.rmdir()  # what is gone is a directory, and so no file that was replaced
+    assert stale(containers.node.run(), "web") == 0
+
+
+@pytest.mark.docker
+def test_a_file_of_another_filesystem_is_told_by_its_path_on_the_host_and_whether_one_is_there(
+    containers: Watched, filesystem: Make
+) -> None:
+    config = filesystem("ext4") / "etc/app.conf"
+    config.parent.mkdir()
+    config.write_text("old")
+    containers.docker.docker(
+        *("run", "--detach", "--network=none", "--name=web", f"--volume={config}:/etc/app.conf"),
+        *("busybox", "/bin/sleep", "1000"),
+    )
+
+    def told() -> list[str]:
+        seen = containers.node.run()
+        assert stale(seen, "web") == 1
+        found: list[str] = seen["found"]["hot-reload-dead web /etc/app.conf"]
+        return found
+
+    config.with_suffix(".new").write_text("new")
+    config.with_suffix(".new").rename(config)
+    explanation, remedy = told()
+    assert f" {config}, has been replaced on the host since:" in explanation
+    config.unlink()
+    explanation, remedy = told()
+    assert f" {config}, has been removed on the host, and no file is in its place now:" in explanation
+    with pytest.raises(subprocess.CalledProcessError):
+        containers.follow(remedy)  # the restart that would make a directory there is not done
+    assert not config.exists()
+    assert containers.docker.docker("exec", "web", "/bin/cat", "/etc/app.conf") == "old"
+
+    config.write_text("back")  # which is what comes first
+    assert f" {config}, has been replaced on the host since:" in told()[0]
+    containers.follow(remedy)
+    assert containers.docker.docker("exec", "web", "/bin/cat", "/etc/app.conf") == "back"
     assert stale(containers.node.run(), "web") == 0
 
 

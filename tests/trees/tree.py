@@ -54,7 +54,7 @@ class TreeProber:
         return [self._answer(path, request) for path, request in zip(points.paths, points.requests, strict=True)]
 
     def _answer(self, path: str, request: bytes) -> Space | HostError:
-        answers = self._inodes if request.startswith(b"i") else self._answers
+        answers = self._inodes if request[:1] in (b"i", b"l") else self._answers
         answer, refused = answers.get(path[self._prefix :] or "/"), 0
         if isinstance(answer, dict):
             refused = getattr(errno, answer["stat"]) if request.startswith(b"s") else 0

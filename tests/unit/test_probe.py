@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -64,6 +65,29 @@ def test_files_are_told_as_stat_tells_them(prober: HelperProber, tmp_path: Path)
     assert isinstance(gone, Vanished)
     assert isinstance(directory, Inode)
     assert directory.number == os.stat("/etc").st_ino
+
+
+def test_a_path_below_a_root_is_looked_at_through_no_link_but_the_roots_own(
+    prober: HelperProber, tmp_path: Path
+) -> None:
+    (tmp_path / "real/in").mkdir(parents=True)
+    (tmp_path / "real/in/file").write_text("x")
+    (tmp_path / "real/link").symlink_to("in")
+    (tmp_path / "root").symlink_to("real")
+    host = Host(prober=prober, rootfs=f"{tmp_path}/root")
+    file, behind, link, gone, below, root = host.entries_at(
+        "/", ["/in/file", "/link/file", "/link", "/in/none", "/in/file/x", "/"]
+    )
+    assert isinstance(file, Inode)
+    assert file.number == os.stat(tmp_path / "real/in/file").st_ino
+    assert isinstance(behind, Failed)
+    assert behind.path == f"{tmp_path}/root/link/file"
+    assert isinstance(link, Inode)
+    assert stat.S_ISLNK(link.mode)
+    assert isinstance(gone, Vanished)
+    assert isinstance(below, Vanished)
+    assert isinstance(root, Inode)
+    assert root.number == os.stat(tmp_path / "real").st_ino
 
 
 def test_nothing_asked_gives_nothing(prober: HelperProber) -> None:
