@@ -14,7 +14,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Any, Literal
@@ -128,13 +128,17 @@ def parse_cgroup(path: str) -> Place | None:
     return None
 
 
-def outermost(path: str) -> str:
-    """Return a cgroup's path as far as the first container on it; what is below was made in there. Else all of it."""
+def containers_on(path: str) -> Iterator[str]:
+    """Yield the paths of the containers that a cgroup is in, the outermost first; what is below was made in it."""
     parts = path.split("/")
     for end, part in enumerate(parts, 1):
         if any(form.fullmatch(part) for form in (_SCOPE, _PREFIXED, _BARE)):
-            return "/".join(parts[:end])
-    return path
+            yield "/".join(parts[:end])
+
+
+def outermost(path: str) -> str:
+    """Return a cgroup's path as far as the first container on it. Else all of it."""
+    return next(containers_on(path), path)
 
 
 def _pod_of(parts: list[str]) -> tuple[str, str]:

@@ -169,7 +169,17 @@ _START = re.compile(
     rb"|(?P<memory>oom-kill:|Tasks? in /|Memory cgroup out of memory: |Out of memory|Killed process )"
 )
 _COMM = rb"(?:\\x[0-9a-f]{2}|[^\\]){0,15}"  # bytes, some of them escaped
-_VICTIM = re.compile(rb"oom-kill:.*,task_memcg=(/[^\n]*),task=.{0,64},pid=(\d{1,10}),uid=\d+", re.DOTALL)
+# `oom-kill:…,cpuset=a,mems_allowed=0,oom_memcg=/docker/b,task_memcg=/docker/b,task=c,pid=1,uid=0`; where the node has
+# no memory left `…,mems_allowed=0,global_oom,task_memcg=/docker/b,task=…`. All names may have all of these words in
+# them, so: the first path is the kernel's, as a cpuset is told without the way to it; who is over a limit is in the
+# cgroup that has it, or below; a path ends as early as the 15 bytes behind it allow. What that cuts off was made by who
+# is killed.
+_VICTIM = re.compile(
+    rb"oom-kill:(?:(?!,oom_memcg=/|,global_oom,task_memcg=/).)*"
+    rb"(?:,oom_memcg=(?P<limit>/.*?),task_memcg=(?P<inside>(?P=limit).*?)|,global_oom,task_memcg=(?P<anywhere>/.*?))"
+    rb",task=%s,pid=(?P<pid>\d{1,10}),uid=-?\d{1,10}" % _COMM,  # the kernel writes large numbers of users as negative
+    re.DOTALL,
+)
 _GROUP = re.compile(rb"Tasks in (/.*) are going to be killed due to memory\.oom\.group set", re.DOTALL)
 _HIT = re.compile(rb"Task in (/.*?) killed as a result of limit of /", re.DOTALL)
 _KILLED = re.compile(
@@ -200,7 +210,7 @@ def classify(message: bytes) -> Event | Victim | Kill | Choice | Hit | None:
 
 def _memory(message: bytes) -> Victim | Kill | Choice | Hit | None:
     if match := _VICTIM.fullmatch(message):
-        return Victim(int(match[2]), match[1])
+        return Victim(int(match["pid"]), match["inside"] or match["anywhere"])
     if match := _GROUP.fullmatch(message):
         return Victim(None, match[1])
     if match := _HIT.match(message):

@@ -250,9 +250,10 @@ GROW = "x=xxxxxxxxxxxxxxxx; while :; do x=$x$x; done"
 
 
 @pytest.mark.docker
-def test_a_process_killed_for_memory_is_its_containers(docker: Dockerd) -> None:
+@pytest.mark.parametrize("name", ["sh", "a,task=b,pid=1"])
+def test_a_process_killed_for_memory_is_its_containers(name: str, docker: Dockerd) -> None:
     agent = Agent(runtimes=runtimes_of(docker))
-    container = start(docker, "hungry", script=GROW)
+    container = start(docker, "hungry", script=f"printf {name} > /proc/self/comm; {GROW}")
     agent.until("memory", "cgroup_oom_kill", "")
     key = "", "", "hungry", container[:12]
     killed = agent.read("ullage_container_oom_kills_total")

@@ -137,12 +137,89 @@ def test_a_message_is_what_the_kernel_means(message: bytes, expected: object) ->
     assert classify(message) == expected
 
 
-def test_the_cgroup_of_a_killed_process_is_the_last_that_is_named() -> None:
-    message = (
-        b"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,task_memcg=/forged,task=y,pid=1,uid=0,"
-        b"mems_allowed=0,oom_memcg=/docker/a,task_memcg=/docker/b,task=a,pid=9,uid=0,pid=4711,uid=1000"
-    )
-    assert classify(message) == Victim(4711, b"/docker/b")
+OWN, OTHER = b"/docker/" + b"a" * 64, b"/docker/" + b"b" * 64
+REAL = b"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=%s,mems_allowed=0"
+LIMIT = REAL % b"/" + b",oom_memcg=%s,task_memcg=%s,task=%s,pid=4711,uid=1000"
+NODE = REAL % b"/" + b",global_oom,task_memcg=%s,task=%s,pid=4711,uid=1000"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            b"",
+            b"a,task=b",
+            b",task=",
+            b",task=,task=,ta",
+            b"a,pid=1,uid=0",
+            b",pid=1,uid=0",
+            b",uid=0",
+            b"task_memcg=/",
+        ),
+        *(b",task_memcg=/a,", b",oom_memcg=/a,t", b",global_oom", rb"\xe2\x98\x83" * 5, rb"\x5c" * 15, b"\\x2c", b")"),
+    ],
+)
+def test_no_name_of_a_process_hides_its_kill_or_moves_it_to_another_cgroup(name: bytes) -> None:
+    assert classify(LIMIT % (OWN, OWN, name)) == Victim(4711, OWN)
+    assert classify(LIMIT % (b"/docker", OWN, name)) == Victim(4711, OWN)
+    assert classify(LIMIT % (b"/", OWN, name)) == Victim(4711, OWN)
+    assert classify(NODE % (OWN, name)) == Victim(4711, OWN)
+
+
+def test_a_user_whose_number_is_large_hides_no_kill() -> None:
+    assert classify((NODE % (OWN, b"a")).replace(b"uid=1000", b"uid=-2")) == Victim(4711, OWN)
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        *(
+            b"/x",
+            b"/x,task_memcg=" + OTHER,
+            b"/x,oom_memcg=" + OTHER,
+            b"/x,oom_memcg=" + OTHER + b",task_memcg=" + OTHER,
+        ),
+        *(
+            b"/x,global_oom,task_memcg=" + OTHER,
+            b"/x,task=a,pid=1,uid=0",
+            b"/x,task_memcg=" + OTHER + b",task=a,pid=4711,uid=0",
+        ),
+        b"/x,task_memcg=" + OWN + b"/y,task_memcg=" + OTHER,
+    ],
+)
+@pytest.mark.parametrize("name", [b"a", b"a,task=b", b",task_memcg=/a,"])
+def test_no_name_of_a_cgroup_moves_a_kill_to_another_one(below: bytes, name: bytes) -> None:
+    hostile = OWN + below
+    messages = [LIMIT % (limit, hostile, name) for limit in (b"/", b"/docker", OWN, hostile)]
+    cpuset = below.rpartition(b"/")[2]
+    for message in (
+        *messages,
+        NODE % (hostile, name),
+        (NODE % (hostile, name)).replace(b"cpuset=/", b"cpuset=" + cpuset),
+    ):
+        found = classify(message)
+        assert isinstance(found, Victim)
+        assert found.pid == 4711
+        assert (found.cgroup + b"/").startswith(OWN + b"/")
+
+
+parts = st.sampled_from(
+    [b"a", b",task=", b",task_memcg=", b",oom_memcg=", b",global_oom", b",pid=1", b",uid=0", b"docker", b"b" * 64]
+)
+paths = st.lists(st.lists(parts, min_size=1, max_size=4).map(b"".join), max_size=4).map(
+    lambda each: b"".join(b"/" + name for name in each)
+)
+
+
+@given(limit=paths, below=paths, name=st.lists(parts, max_size=4).map(b"".join), cpuset=parts, has_limit=st.booleans())
+def test_whatever_they_are_called_a_kill_is_of_its_own_container(
+    *, limit: bytes, below: bytes, name: bytes, cpuset: bytes, has_limit: bool
+) -> None:
+    message = LIMIT % (OWN + limit, OWN + limit + below, name[:15]) if has_limit else NODE % (OWN + limit, name[:15])
+    found = classify(message.replace(b"cpuset=/", b"cpuset=" + cpuset))
+    assert isinstance(found, Victim)
+    assert found.pid == 4711
+    assert (found.cgroup + b"/").startswith(OWN + b"/")
 
 
 def test_a_whole_cgroup_that_is_killed_is_named() -> None:
