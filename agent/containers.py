@@ -6,6 +6,8 @@ the kubelet's are made in pkg/kubelet/cm/cgroup_manager_linux.go. Names come fro
 order: containerd's task config.json (annotations `io.kubernetes.cri.*`), CRI-O's userdata/config.json
 (`io.kubernetes.*`), Docker's config.v2.json, Podman's containers.json, the kubelet's links in /var/log/containers and
 directories in /var/log/pods, at last Docker's API. What none of them knows stays unknown.
+Docker adds an image's labels to a container's own, Podman an image's annotations, so that an image may say that it is
+any pod: that is believed only of who is in that pod's cgroup, or is put there by its runtime, which no image can say.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Any, Literal
@@ -128,13 +130,17 @@ def parse_cgroup(path: str) -> Place | None:
     return None
 
 
-def outermost(path: str) -> str:
-    """Return a cgroup's path as far as the first container on it; what is below was made in there. Else all of it."""
+def containers_on(path: str) -> Iterator[str]:
+    """Yield the paths of the containers that a cgroup is in, the outermost first; what is below was made in it."""
     parts = path.split("/")
     for end, part in enumerate(parts, 1):
         if any(form.fullmatch(part) for form in (_SCOPE, _PREFIXED, _BARE)):
-            return "/".join(parts[:end])
-    return path
+            yield "/".join(parts[:end])
+
+
+def outermost(path: str) -> str:
+    """Return a cgroup's path as far as the first container on it. Else all of it."""
+    return next(containers_on(path), path)
 
 
 def _pod_of(parts: list[str]) -> tuple[str, str]:
@@ -148,10 +154,15 @@ def _pod_of(parts: list[str]) -> tuple[str, str]:
     return match["uid"].replace("_", "-"), qos if "kubepods" in text else ""
 
 
+class _Linux(msgspec.Struct, rename="camel"):
+    cgroups_path: str = ""
+
+
 class _Spec(msgspec.Struct):
     """The part of an OCI config.json that we read."""
 
     annotations: dict[str, str] = {}
+    linux: _Linux | None = None
 
 
 class _DockerConfig(msgspec.Struct, rename="pascal"):
@@ -163,6 +174,12 @@ class _DockerContainer(msgspec.Struct, rename="pascal"):
 
     name: str = ""
     config: _DockerConfig = msgspec.field(default_factory=_DockerConfig)
+
+
+class _DockerHostConfig(msgspec.Struct, rename="pascal"):
+    """The part of Docker's hostconfig.json that we read."""
+
+    cgroup_parent: str = ""
 
 
 class _StoredContainer(msgspec.Struct):
@@ -315,7 +332,7 @@ class Containers:
         for state in self._runtimes.containerd_states:
             path = f"{state}/io.containerd.runtime.v2.task/k8s.io/{unknown.id}/config.json"
             spec = self._read(path, _Spec)
-            if spec is None:
+            if spec is None or not _is_in_its_pod(unknown, spec, "io.kubernetes.cri.sandbox-uid"):
                 continue
             notes, prefix = spec.annotations, "io.kubernetes.cri."
             found = _named(
@@ -331,7 +348,7 @@ class Containers:
     def _from_crio(self, unknown: Container) -> tuple[Container, Source | None] | None:
         for root in self._runtimes.containers_storage_roots:
             spec = self._read(f"{root}/overlay-containers/{unknown.id}/userdata/config.json", _Spec)
-            if spec is None:
+            if spec is None or not _is_in_its_pod(unknown, spec, "io.kubernetes.pod.uid"):
                 continue
             notes, prefix = spec.annotations, "io.kubernetes."
             found = _named(
@@ -353,7 +370,7 @@ class Containers:
             if config is None or signature is None:
                 continue
             labels, prefix = config.config.labels or {}, "io.kubernetes."
-            if prefix + "pod.name" in labels:
+            if prefix + "pod.name" in labels and self._is_in_pod(unknown, root, labels.get(prefix + "pod.uid")):
                 found = _named(
                     unknown,
                     labels.get(prefix + "pod.namespace"),
@@ -365,6 +382,14 @@ class Containers:
                 found = _named(unknown, "", "", config.name.removeprefix("/"))
             return replace(found, runtime="docker"), (path, signature)
         return None
+
+    def _is_in_pod(self, unknown: Container, root: str, uid: str | None) -> bool:
+        """Return whether a container of Docker is in a pod's cgroup. The kubelet labels each with its pod's uid."""
+        in_pod = unknown.pod_uid
+        if not in_pod:
+            config = self._read(f"{root}/containers/{unknown.id}/hostconfig.json", _DockerHostConfig)
+            in_pod = _pod_of(config.cgroup_parent.split("/"))[0] if config is not None else ""
+        return in_pod != "" and in_pod == uid
 
     def _from_podman(self, unknown: Container) -> tuple[Container, Source | None] | None:
         if unknown.runtime not in ("podman", ""):
@@ -435,6 +460,16 @@ class Containers:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(path, f"is not the JSON that we expect: {error}") from error
+
+
+def _is_in_its_pod(unknown: Container, spec: _Spec, uid_note: str) -> bool:
+    """Return whether a container is in the cgroup of the pod that its annotations tell.
+
+    `/kubepods/burstable/pod3f05…/148c…`, or by systemd `kubepods-burstable-pod3f05….slice:crio:148c…`.
+    """
+    path = spec.linux.cgroups_path if spec.linux is not None else ""
+    in_pod = unknown.pod_uid or _pod_of(re.split("[/:]", path))[0]
+    return in_pod != "" and spec.annotations.get(uid_note, in_pod) == in_pod
 
 
 def _named(

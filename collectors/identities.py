@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
-from agent.containers import Containers, Runtimes
+from agent.containers import Containers, Runtimes, containers_on
 from agent.errors import Vanished
 from agent.host import Host
 from agent.metric import LabelSet
@@ -42,13 +42,19 @@ class Identities:
         self._seen = {key: each for key, each in newest if now - each[1] <= REMEMBERED_FOR}
 
     def labels(self, path: str) -> LabelSet | None:
-        """Return the labels of a container, or a pod, that is or was in a cgroup; None if that is nobody's."""
+        """Return the labels of a container, or a pod, that is or was in a cgroup; None if that is nobody's.
+
+        Whoever may make cgroups in a container may name them as they like: the outermost container counts that somebody
+        knows. One that nobody knows may be the node's own (kind), with all of the node's containers in it.
+        """
+        for outer in containers_on(path):
+            found = self._containers.lookup(outer)
+            if found is not None and not found.is_named and found.id in self._seen:
+                return self._seen[found.id][0]
+            if found is not None and any(found.labels[:-1]):
+                return found.labels
         found = self._containers.lookup(path)
-        if found is None:
-            return None
-        if not found.is_named and found.id in self._seen:
-            return self._seen[found.id][0]
-        return found.labels if any(found.labels) else None
+        return found.labels if found is not None and any(found.labels) else None
 
 
 def _paths(host: Host, root: str, containers: Containers) -> Iterator[str]:

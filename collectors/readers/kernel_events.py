@@ -3,7 +3,9 @@ r"""What the kernel's own lines say of storage and memory: a closed table. What 
 Source: Linux 3.10 to 6.18 (fs/ext4/super.c, fs/jbd2/journal.c, fs/xfs/, fs/btrfs/messages.c, fs/overlayfs/,
 drivers/md/dm-thin.c, drivers/nvme/host/, block/blk-core.c, fs/buffer.c, mm/oom_kill.c, fs/drop_caches.c), OpenZFS 2.
 Each pattern is held against the start of a message. Many lines begin with a process's own name, up to 15 characters
-that anybody chooses: no pattern can be met by such a name and what the kernel writes behind it.
+that anybody chooses, and go on with the kernel's words, and then with the name of a file or a cgroup that the same
+people choose: `comm[pid]: segfault at … in file[…]`. So no pattern passes over what it does not know: a device's name
+ends at a space, a bracket or a sign of a list, and nothing is looked for further on in a line.
 """
 
 from __future__ import annotations
@@ -62,19 +64,29 @@ def _rules(*rules: tuple[str, str]) -> Rules:
     return tuple((event, re.compile(pattern.encode(), re.DOTALL)) for event, pattern in rules)
 
 
-_EXT4 = r"EXT4-fs \((?P<device>[^)]{1,64})\): "
-_XFS = r"XFS \((?P<device>[^)]{1,64})\): "
+_DEVICE = r"(?P<device>[^\s:,=)\[\]]{1,64})"
+_EXT4 = rf"EXT4-fs \({_DEVICE}\): "
+_XFS = rf"XFS \({_DEVICE}\): "
+# xfs_do_force_shutdown: up to Linux 5.11 `Log I/O Error Detected.  Shutting down filesystem`, 5.12 and 5.13
+# `Log I/O error (0x2) detected at …`, since then `Log I/O Error (0x2) detected at …`
+_XFS_SHUTDOWN = (
+    r"(?:(?:(?:Log |Metadata )?I/O [Ee]rror|Corruption of (?:in-memory data|on-disk metadata)|Block device removal)"
+    r"(?: [Dd]etected\.| \(0x)"
+    # since 5.14 the reason has a line of its own behind this one
+    r"|(?:All device paths lost|User initiated shutdown (?:\(0x[0-9a-f]{1,8}\) )?received)\. +Shutting down filesystem"
+    r"|Filesystem has been shut down)"
+)
 _BTRFS = r"BTRFS:? (?:critical|error|warning|info) \(device (?P<device>[^ :)]{1,64})[^)]{0,32}\):? "
 _BTRFS_BAD = r"BTRFS:? (?:critical|error) \(device (?P<device>[^ :)]{1,64})[^)]{0,32}\)"
 _THIN = r"device-mapper: thin: \d+:(?P<minor>\d+): "
 _BLOCK = r"(?:blk_update_request: |print_req_error: |end_request: )?"
-_OF_DEVICE = r" error, dev (?P<device>[^ ,]{1,64}), sector \d"
-_BUFFER = r"Buffer I/O error on dev(?:ice)? (?P<device>[^ ,]{1,64}), logical block \d+"
+_OF_DEVICE = rf" error, dev {_DEVICE}, sector \d"
+_BUFFER = rf"Buffer I/O error on dev(?:ice)? {_DEVICE}, logical block \d+"
 _NVME = r"nvme (?P<device>nvme\d+): "
 
 RULES: Mapping[str, Rules] = {
     "ext4": _rules(
-        ("error", r"EXT4-fs error \(device (?P<device>[^)]{1,64})\)"),
+        ("error", rf"EXT4-fs error \(device {_DEVICE}\)"),
         ("remount_read_only", _EXT4 + r"Remounting filesystem read-only"),
         # an internal journal is its filesystem's device and an inode: loop5-8
         ("journal_abort", r"(?:JBD2: )?Aborting journal on device (?P<device>dm-\d+|[^\s-]{1,64})(?:-\d+)?\."),
@@ -83,7 +95,7 @@ RULES: Mapping[str, Rules] = {
         ("shutdown", _EXT4 + r"shut down requested"),
     ),
     "xfs": _rules(
-        ("shutdown", _XFS + r"(?:.*Shutting down filesystem|Filesystem has been shut down)"),
+        ("shutdown", _XFS + _XFS_SHUTDOWN),
         ("corruption", _XFS + r"(?:Metadata (?:corruption|CRC error) detected|Corruption detected|Internal error)"),
         ("io_error", _XFS + r"(?:metadata|log) I/O error"),
     ),
@@ -120,13 +132,15 @@ RULES: Mapping[str, Rules] = {
     "zfs": _rules(
         (
             "suspended",
-            r"WARNING: Pool '(?P<device>[^']{1,256})' has encountered an uncorrectable I/O failure and has been susp",
+            # the characters that a pool's name may have
+            r"WARNING: Pool '(?P<device>[A-Za-z][\w.: -]{0,255})' has encountered an uncorrectable I/O failure",
         ),
         ("panic", r"PANIC at \w+\.c:\d+:\w+\(\)"),
     ),
     "nvme": _rules(
         ("controller_down", _NVME + r"controller is down; will reset"),
-        ("timeout", _NVME + r"I/O (?:tag )?\d.{0,80}timeout"),
+        # `I/O 5 QID 3 timeout`, of newer kernels `I/O tag 5 (1005) opcode 0x1 (I/O Cmd) QID 3 timeout`
+        ("timeout", _NVME + r"I/O (?:tag )?\d+ (?:\([\w/ -]{1,40}\) |opcode 0x[0-9a-f]+ ){0,3}QID \d+ timeout"),
         ("removed", _NVME + r"(?:Removing after probe failure|Disabling device after reset failure)"),
     ),
     "block": _rules(
@@ -138,7 +152,7 @@ RULES: Mapping[str, Rules] = {
         ("timeout", _BLOCK + "timeout" + _OF_DEVICE),
         ("protection_error", _BLOCK + "protection" + _OF_DEVICE),
         ("lost_write", _BUFFER + ", lost "),
-        ("lost_write", r"lost page write due to I/O error on (?P<device>[^ ,]{1,64})"),
+        ("lost_write", rf"lost page write due to I/O error on {_DEVICE}"),
         ("buffer_error", _BUFFER + r"(?:, async page read|\Z)"),
     ),
 }
@@ -154,14 +168,25 @@ _START = re.compile(
     rb"lost page write |critical |recoverable transport |timeout error, |protection error, )"
     rb"|(?P<memory>oom-kill:|Tasks? in /|Memory cgroup out of memory: |Out of memory|Killed process )"
 )
-_VICTIM = re.compile(rb"oom-kill:.*,task_memcg=(/[^\n]*),task=.{0,64},pid=(\d{1,10}),uid=\d+", re.DOTALL)
+_COMM = rb"(?:\\x[0-9a-f]{2}|[^\\]){0,15}"  # bytes, some of them escaped
+# `oom-kill:…,cpuset=a,mems_allowed=0,oom_memcg=/docker/b,task_memcg=/docker/b,task=c,pid=1,uid=0`; where the node has
+# no memory left `…,mems_allowed=0,global_oom,task_memcg=/docker/b,task=…`. All names may have all of these words in
+# them, so: the first path is the kernel's, as a cpuset is told without the way to it; who is over a limit is in the
+# cgroup that has it, or below; a path ends as early as the 15 bytes behind it allow. What that cuts off was made by who
+# is killed.
+_VICTIM = re.compile(
+    rb"oom-kill:(?:(?!,oom_memcg=/|,global_oom,task_memcg=/).)*"
+    rb"(?:,oom_memcg=(?P<limit>/.*?),task_memcg=(?P<inside>(?P=limit).*?)|,global_oom,task_memcg=(?P<anywhere>/.*?))"
+    rb",task=%s,pid=(?P<pid>\d{1,10}),uid=-?\d{1,10}" % _COMM,  # the kernel writes large numbers of users as negative
+    re.DOTALL,
+)
 _GROUP = re.compile(rb"Tasks in (/.*) are going to be killed due to memory\.oom\.group set", re.DOTALL)
 _HIT = re.compile(rb"Task in (/.*?) killed as a result of limit of /", re.DOTALL)
 _KILLED = re.compile(
     rb"(?:(?P<cgroup>Memory cgroup out of memory: )|(?P<node>Out of memory(?: \([a-z_]+\))?: ))?"
     rb"Kill(?P<done>ed)? process (?P<pid>\d{1,10})"
 )
-_DROPPED = re.compile(rb"(?P<name>.{1,64}?) \(\d+\): drop_caches: (?P<value>\d+)", re.DOTALL)
+_DROPPED = re.compile(rb"(?P<name>%s) \(\d{1,10}\): drop_caches: (?P<value>\d+)" % _COMM, re.DOTALL)
 
 
 def classify(message: bytes) -> Event | Victim | Kill | Choice | Hit | None:
@@ -185,7 +210,7 @@ def classify(message: bytes) -> Event | Victim | Kill | Choice | Hit | None:
 
 def _memory(message: bytes) -> Victim | Kill | Choice | Hit | None:
     if match := _VICTIM.fullmatch(message):
-        return Victim(int(match[2]), match[1])
+        return Victim(int(match["pid"]), match["inside"] or match["anywhere"])
     if match := _GROUP.fullmatch(message):
         return Victim(None, match[1])
     if match := _HIT.match(message):

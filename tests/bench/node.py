@@ -88,7 +88,8 @@ class Node:
         data.mkdir(parents=True)
         values = f"team-{place % 20}", f"service-{number}-{place}-5d4f7c9b8d-x7k2p", f"app-{place % 7}"
         notes = {f"io.kubernetes.{name}": value for name, value in zip(NAMES, values, strict=True)}
-        (data / "config.json").write_text(json.dumps({"annotations": notes}))
+        linux = {"cgroupsPath": f"/kubepods/burstable/pod{path.name[:32]}/crio-{path.name}"}
+        (data / "config.json").write_text(json.dumps({"annotations": notes, "linux": linux}))
 
     @contextlib.contextmanager
     def _life(self) -> Iterator[None]:

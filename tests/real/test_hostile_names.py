@@ -28,7 +28,7 @@ from tests.bench.measure import free_port
 from tests.e2e.stack import Program, fetch, until
 from tests.real.cgroups import cgroup, memory_root
 from tests.real.conftest import run
-from tests.real.dockerd import Dockerd, dockerd
+from tests.real.dockerd import Dockerd, dockerd, root_archive
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.slow]
 
@@ -45,6 +45,8 @@ NAMES = (
     b"%s%n%(x)s{0}$(reboot)`reboot`",
     b"n" * 255,
 )
+PARENT = f"ullage-evil-{os.getpid()}-pod"  # of cgroups
+LIE = "etcd-master"
 TASK = 'ctr"} 1 \\ <script> \x1b[2J \u202e'  # the kernel takes no newline in a cgroup's name
 
 
@@ -85,14 +87,22 @@ def docker(place: Path) -> Iterator[Dockerd]:
 
 
 @pytest.fixture
-def pods(docker: Dockerd) -> list[str]:
-    """Run containers that say to be of pods with hostile names; return these."""
+def pods(docker: Dockerd) -> Iterator[list[str]]:
+    """Run containers of pods with hostile names, which are returned, and one whose image says that it is of a pod."""
     docker.import_image("busybox")
-    pods = [name.decode("utf-8", "replace") for name in NAMES]
-    for pod in pods[:6]:
+    pods = [name.decode("utf-8", "replace") for name in NAMES][:6]
+    for number, pod in enumerate(pods):
         labels = [f"--label=io.kubernetes.{key}={pod}" for key in ("pod.name", "pod.namespace", "container.name")]
-        docker.docker("run", "--detach", "--network=none", *labels, "busybox", "/bin/sleep", "1000")
-    return pods[:6]
+        uid = f"{number:032x}"
+        place = f"--label=io.kubernetes.pod.uid={uid}", f"--cgroup-parent=/{PARENT}{uid}"
+        docker.docker("run", "--detach", "--network=none", *labels, *place, "busybox", "/bin/sleep", "1000")
+    said = f"LABEL io.kubernetes.pod.name={LIE} io.kubernetes.pod.namespace=kube-system io.kubernetes.pod.uid={0:032x}"
+    docker.docker("import", "--change", said, "-", "liar", stdin=root_archive())
+    docker.docker("run", "--detach", "--network=none", "--name=liar", "liar", "/bin/sleep", "1000")
+    yield pods
+    docker.docker("rm", "--force", *docker.docker("ps", "--all", "--quiet").split())
+    for left in Path("/sys/fs/cgroup").glob(f"**/{PARENT}*"):  # Docker's own it removes, not what they are in
+        left.rmdir()
 
 
 class Evil(NamedTuple):
@@ -114,7 +124,8 @@ def evil(place: Path, docker: Dockerd, mounts: list[bytes], pods: list[str]) -> 
     flags.append(f"--runtime.containerd.state={place / 'state'}")
     with cgroup(root / "evil" / TASK), running(place, *flags, "--log.level=debug") as started:
         made = Evil(place, flags, {label(point) for point in mounts}, {label(pod) for pod in pods}, started)
-        until(lambda: made.pods <= values(parse_text(started.scrape()), "pod"), "the pods are known")
+        known = {*made.pods, "liar"}
+        until(lambda: known <= values(parse_text(started.scrape()), "container"), "the containers are known")
         yield made
 
 
@@ -156,7 +167,8 @@ def test_hostile_names_stay_what_they_are(evil: Evil) -> None:
         told = list(families)
         assert values(told, "mountpoint") >= evil.points, form
         assert values(told, "pod") >= evil.pods, form
-        assert values(told, "container") >= {*evil.pods, label(TASK)}, form
+        assert values(told, "container") >= {*evil.pods, label(TASK), "liar"}, form
+        assert LIE not in values(told, "pod")
 
     assert json.loads(started.fetch("/api/v1/status"))["collectors"]
     page = Page(started.fetch("/").decode())

@@ -17,6 +17,13 @@ UID = "3f050238-cd37-4a09-9784-e8c3d3ff9501"
 POD = f"/kubepods/burstable/pod{UID}"
 TASK = "run/containerd/io.containerd.runtime.v2.task/k8s.io/{}/config.json"
 CRI = "io.kubernetes.cri."
+SLICE = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+LABELS = {  # the kubelet's, on each container
+    "io.kubernetes.pod.namespace": "shop",
+    "io.kubernetes.pod.name": "web-1",
+    "io.kubernetes.pod.uid": UID,
+    "io.kubernetes.container.name": "main",
+}
 
 
 class Clock:
@@ -42,18 +49,25 @@ class Node:
         new.write_text(content if isinstance(content, str) else json.dumps(content))
         os.replace(new, target)
 
-    def task(self, container: str, kind: str = "container", name: str = "main") -> None:
+    def task(self, container: str, kind: str = "container", name: str = "main", parent: str = POD) -> None:
         annotations = {
             CRI + "container-type": kind,
             CRI + "container-name": name,
             CRI + "sandbox-namespace": "shop",
             CRI + "sandbox-name": "web-1",
         }
-        self.write(TASK.format(container), {"ociVersion": "1.0.2", "annotations": annotations, "linux": {}})
+        linux = {"cgroupsPath": f"{parent}/{container}"}
+        self.write(TASK.format(container), {"ociVersion": "1.0.2", "annotations": annotations, "linux": linux})
 
-    def docker(self, container: str, name: str, **labels: str) -> None:
-        path = f"var/lib/docker/containers/{container}/config.v2.json"
-        self.write(path, {"ID": container, "Name": name, "Config": {"Labels": labels, "Image": "x"}, "State": {}})
+    def docker(self, container: str, name: str, cgroup_parent: str = "", **labels: str) -> None:
+        path = f"var/lib/docker/containers/{container}"
+        config = {"ID": container, "Name": name, "Config": {"Labels": labels, "Image": "x"}, "State": {}}
+        self.write(f"{path}/config.v2.json", config)
+        self.write(f"{path}/hostconfig.json", {"CgroupParent": cgroup_parent, "Memory": 0})
+
+    def crio(self, container: str, cgroups_path: str = "", **annotations: str) -> None:
+        path = f"run/containers/storage/overlay-containers/{container}/userdata/config.json"
+        self.write(path, {"annotations": annotations, "linux": {"cgroupsPath": cgroups_path}})
 
     def lookup(self, path: str) -> Container:
         found = self.containers.lookup(path)
@@ -83,13 +97,7 @@ def test_a_sandbox_is_marked_and_has_no_container_name(node: Node) -> None:
 
 
 def test_crio_names_from_userdata(node: Node) -> None:
-    annotations = {
-        "io.kubernetes.pod.namespace": "shop",
-        "io.kubernetes.pod.name": "web-1",
-        "io.kubernetes.container.name": "main",
-        "io.kubernetes.cri-o.ContainerType": "container",
-    }
-    node.write(f"run/containers/storage/overlay-containers/{C}/userdata/config.json", {"annotations": annotations})
+    node.crio(C, **LABELS | {"io.kubernetes.cri-o.ContainerType": "container"})
     found = node.lookup(f"/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/crio-{C}.scope")
     assert found.labels == ("shop", "web-1", "main", C[:12])
     assert (found.runtime, found.qos) == ("cri-o", "guaranteed")
@@ -103,16 +111,66 @@ def test_plain_docker_has_a_container_name_only(node: Node) -> None:
 
 
 def test_docker_below_kubernetes_has_all_three(node: Node) -> None:
-    labels = {
-        "io.kubernetes.pod.namespace": "shop",
-        "io.kubernetes.pod.name": "web-1",
-        "io.kubernetes.container.name": "main",
-        "io.kubernetes.docker.type": "container",
-    }
-    node.docker(C, "/k8s_main_web-1", **labels)
-    node.docker(D, "/k8s_POD_web-1", **labels | {"io.kubernetes.docker.type": "podsandbox"})
+    node.docker(C, "/k8s_main_web-1", **LABELS | {"io.kubernetes.docker.type": "container"})
+    node.docker(D, "/k8s_POD_web-1", **LABELS | {"io.kubernetes.docker.type": "podsandbox"})
     assert node.lookup(f"{POD}/{C}").labels == ("shop", "web-1", "main", C[:12])
     assert node.lookup(f"{POD}/{D}").is_sandbox
+
+
+@pytest.mark.parametrize("cgroup", [f"/docker/{C}", f"/system.slice/docker-{C}.scope", f"/kubepods/pod{'d' * 32}/{C}"])
+def test_no_image_makes_a_container_of_docker_one_of_a_pod(cgroup: str, node: Node) -> None:
+    node.docker(C, "/web", **LABELS)  # of its image
+    assert node.lookup(cgroup).labels == ("", "", "web", C[:12])
+
+
+def test_an_image_that_does_not_know_the_pod_it_is_run_in_is_not_believed(node: Node) -> None:
+    node.docker(C, "/web", **{name: value for name, value in LABELS.items() if name != "io.kubernetes.pod.uid"})
+    assert node.lookup(f"{POD}/{C}").labels == ("", "", "web", C[:12])
+
+
+@pytest.mark.parametrize("parent", ["", "/docker", "/user.slice", f"/kubepods/pod{'d' * 32}", "/kubepods"])
+def test_no_image_makes_a_container_of_docker_one_of_a_pod_where_its_cgroup_is_not_seen(
+    parent: str, node: Node
+) -> None:
+    node.docker(C, "/web", parent, **LABELS)
+    found = node.containers.lookup_id(C)
+    assert found is not None
+    assert found.labels == ("", "", "web", C[:12])
+
+
+@pytest.mark.parametrize("parent", [POD, f"/kubelet{POD}", SLICE])
+def test_a_pods_container_of_docker_is_known_without_its_cgroup(parent: str, node: Node) -> None:
+    node.docker(C, "/k8s_main_web-1", parent, **LABELS)
+    found = node.containers.lookup_id(C)
+    assert found is not None
+    assert found.labels == ("shop", "web-1", "main", C[:12])
+
+
+@pytest.mark.parametrize(
+    "place", ["machine.slice:libpod:{}", "/libpod_parent/libpod-{}", f"/kubepods/pod{'d' * 32}/{{}}", ""]
+)
+def test_no_image_makes_a_container_of_podman_one_of_a_pod(place: str, node: Node) -> None:
+    node.write("var/lib/containers/storage/overlay-containers/containers.json", [{"id": C, "names": ["web"]}])
+    node.crio(C, place.format(C), **LABELS)  # Podman's file of that name, with the annotations of its image
+    found = node.containers.lookup_id(C)
+    assert found is not None
+    assert found.labels == ("", "", "web", C[:12])
+    node.containers.retain([])
+    assert node.lookup(f"/machine.slice/libpod-{C}.scope").labels == ("", "", "web", C[:12])
+
+
+@pytest.mark.parametrize("place", [f"{POD}/crio-{{}}", f"{SLICE}:crio:{{}}"])
+def test_a_pods_container_of_crio_is_known_without_its_cgroup(place: str, node: Node) -> None:
+    node.crio(C, place.format(C), **LABELS)
+    found = node.containers.lookup_id(C)
+    assert found is not None
+    assert found.labels == ("shop", "web-1", "main", C[:12])
+
+
+def test_a_task_of_containerd_outside_of_a_pod_is_no_pods(node: Node) -> None:
+    node.task(C, parent="/k8s.io")  # nerdctl makes annotations of labels
+    assert node.lookup(f"/k8s.io/{C}").labels == ("", "", "", C[:12])
+    assert node.containers.lookup_rootfs(f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{C}/rootfs") is None
 
 
 def test_podman_names_from_its_list(node: Node) -> None:

@@ -59,6 +59,22 @@ def event(message: bytes) -> Event | None:
     return found if isinstance(found, Event) else None
 
 
+# xfs_do_force_shutdown of Linux 3.10, 4.20, 5.12 and 5.14
+SHUTDOWNS = (
+    b"Corruption of in-memory data detected.  Shutting down filesystem",
+    b"Log I/O Error Detected.  Shutting down filesystem",
+    b"All device paths lost.  Shutting down filesystem",
+    b"I/O Error Detected.  Shutting down filesystem",
+    b"User initiated shutdown received. Shutting down filesystem",
+    b"User initiated shutdown (0x4) received. Shutting down filesystem",
+    b"Log I/O error (0x2) detected at xlog_iodone+0x7c/0xa0 [xfs] (fs/xfs/xfs_log.c:1196). Shutting down filesystem",
+    b"I/O error (0x1) detected at xfs_buf_ioend+0x1/0x2 [xfs] (fs/xfs/xfs_buf.c:1). Shutting down filesystem",
+    b"Corruption of on-disk metadata (0x10) detected at xfs_a+0x1/0x2 [xfs] (fs/xfs/a.c:1).  Shutting down filesystem.",
+    b"Block device removal (0x20) detected at xfs_a+0x1/0x2 [xfs] (fs/xfs/a.c:1).  Shutting down filesystem.",
+    b"Filesystem has been shut down due to log error (0x2).",
+)
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -71,6 +87,12 @@ def event(message: bytes) -> Event | None:
         (b"EXT4-fs (loop5): mounted filesystem 51220c1c-afeb-40ea-aae9-847468b1f6dc r/w", None),
         (b"XFS (loop7): User initiated shutdown received.", None),
         (b"XFS (loop7): Ending clean mount", None),
+        *((b"XFS (dm-3): " + line, Event("xfs", "shutdown", b"dm-3")) for line in SHUTDOWNS),
+        (b"XFS (dm-3): Corruption detected. Unmount and run xfs_repair", Event("xfs", "corruption", b"dm-3")),
+        (b"XFS (sda1): x[1234]: segfault at 0 ip 0 sp 0 error 4 in Shutting down filesystem[401000+1000]", None),
+        (b"nvme nvme0: I/O 978 QID 3 timeout, completion polled", Event("nvme", "timeout", b"nvme0")),
+        (b"nvme nvme0: I/O 5 (I/O Cmd) QID 3 timeout, aborting", Event("nvme", "timeout", b"nvme0")),
+        (b"nvme nvme0: I/O tag 28 (301c) QID 0 timeout, disable controller", Event("nvme", "timeout", b"nvme0")),
         (
             b"BTRFS error (device loop9): bdev /dev/sdb errs: wr 0, rd 1, flush 0",
             Event("btrfs", "device_error", b"sdb"),
@@ -115,12 +137,89 @@ def test_a_message_is_what_the_kernel_means(message: bytes, expected: object) ->
     assert classify(message) == expected
 
 
-def test_the_cgroup_of_a_killed_process_is_the_last_that_is_named() -> None:
-    message = (
-        b"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,task_memcg=/forged,task=y,pid=1,uid=0,"
-        b"mems_allowed=0,oom_memcg=/docker/a,task_memcg=/docker/b,task=a,pid=9,uid=0,pid=4711,uid=1000"
-    )
-    assert classify(message) == Victim(4711, b"/docker/b")
+OWN, OTHER = b"/docker/" + b"a" * 64, b"/docker/" + b"b" * 64
+REAL = b"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=%s,mems_allowed=0"
+LIMIT = REAL % b"/" + b",oom_memcg=%s,task_memcg=%s,task=%s,pid=4711,uid=1000"
+NODE = REAL % b"/" + b",global_oom,task_memcg=%s,task=%s,pid=4711,uid=1000"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            b"",
+            b"a,task=b",
+            b",task=",
+            b",task=,task=,ta",
+            b"a,pid=1,uid=0",
+            b",pid=1,uid=0",
+            b",uid=0",
+            b"task_memcg=/",
+        ),
+        *(b",task_memcg=/a,", b",oom_memcg=/a,t", b",global_oom", rb"\xe2\x98\x83" * 5, rb"\x5c" * 15, b"\\x2c", b")"),
+    ],
+)
+def test_no_name_of_a_process_hides_its_kill_or_moves_it_to_another_cgroup(name: bytes) -> None:
+    assert classify(LIMIT % (OWN, OWN, name)) == Victim(4711, OWN)
+    assert classify(LIMIT % (b"/docker", OWN, name)) == Victim(4711, OWN)
+    assert classify(LIMIT % (b"/", OWN, name)) == Victim(4711, OWN)
+    assert classify(NODE % (OWN, name)) == Victim(4711, OWN)
+
+
+def test_a_user_whose_number_is_large_hides_no_kill() -> None:
+    assert classify((NODE % (OWN, b"a")).replace(b"uid=1000", b"uid=-2")) == Victim(4711, OWN)
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        *(
+            b"/x",
+            b"/x,task_memcg=" + OTHER,
+            b"/x,oom_memcg=" + OTHER,
+            b"/x,oom_memcg=" + OTHER + b",task_memcg=" + OTHER,
+        ),
+        *(
+            b"/x,global_oom,task_memcg=" + OTHER,
+            b"/x,task=a,pid=1,uid=0",
+            b"/x,task_memcg=" + OTHER + b",task=a,pid=4711,uid=0",
+        ),
+        b"/x,task_memcg=" + OWN + b"/y,task_memcg=" + OTHER,
+    ],
+)
+@pytest.mark.parametrize("name", [b"a", b"a,task=b", b",task_memcg=/a,"])
+def test_no_name_of_a_cgroup_moves_a_kill_to_another_one(below: bytes, name: bytes) -> None:
+    hostile = OWN + below
+    messages = [LIMIT % (limit, hostile, name) for limit in (b"/", b"/docker", OWN, hostile)]
+    cpuset = below.rpartition(b"/")[2]
+    for message in (
+        *messages,
+        NODE % (hostile, name),
+        (NODE % (hostile, name)).replace(b"cpuset=/", b"cpuset=" + cpuset),
+    ):
+        found = classify(message)
+        assert isinstance(found, Victim)
+        assert found.pid == 4711
+        assert (found.cgroup + b"/").startswith(OWN + b"/")
+
+
+parts = st.sampled_from(
+    [b"a", b",task=", b",task_memcg=", b",oom_memcg=", b",global_oom", b",pid=1", b",uid=0", b"docker", b"b" * 64]
+)
+paths = st.lists(st.lists(parts, min_size=1, max_size=4).map(b"".join), max_size=4).map(
+    lambda each: b"".join(b"/" + name for name in each)
+)
+
+
+@given(limit=paths, below=paths, name=st.lists(parts, max_size=4).map(b"".join), cpuset=parts, has_limit=st.booleans())
+def test_whatever_they_are_called_a_kill_is_of_its_own_container(
+    *, limit: bytes, below: bytes, name: bytes, cpuset: bytes, has_limit: bool
+) -> None:
+    message = LIMIT % (OWN + limit, OWN + limit + below, name[:15]) if has_limit else NODE % (OWN + limit, name[:15])
+    found = classify(message.replace(b"cpuset=/", b"cpuset=" + cpuset))
+    assert isinstance(found, Victim)
+    assert found.pid == 4711
+    assert (found.cgroup + b"/").startswith(OWN + b"/")
 
 
 def test_a_whole_cgroup_that_is_killed_is_named() -> None:
@@ -131,17 +230,35 @@ def test_a_whole_cgroup_that_is_killed_is_named() -> None:
 def test_who_dropped_caches_is_the_whole_name_of_the_process() -> None:
     assert dropped_by(b"bash (12): drop_caches: 1") == b"bash"
     assert dropped_by(b"a (2): b (12): drop_caches: 1") == b"a (2): b"
+    assert dropped_by(rb"\xe2\x98\x83\x5c\x0a0123456789 (12): drop_caches: 1") == rb"\xe2\x98\x83\x5c\x0a0123456789"
     assert dropped_by(b"bash") == b""
 
 
-# what the kernel writes behind a process's own name: fs/exec.c calls it comm and keeps 15 bytes of it
-BEHIND = (
-    "[123]: segfault at 0 ip 0000000000401136 sp 00007ffd error 4 in a[401000+1000] likely on CPU 0 (core 0, socket 0)",
-    " invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
-    "[123] general protection fault ip:401136 sp:7ffd error:0 in a[401000+1000]",
-    ": page allocation failure: order:0, mode:0xcc0(GFP_KERNEL), nodemask=(null)",
-    " (123): Using mlock ulimits for SHM_HUGETLB is obsolete",
-    "/123: potentially unexpected fatal signal 11.",
+# Where the kernel writes names that anybody chooses: a process's own, of which fs/exec.c calls comm and keeps 15 bytes,
+# and that of a file or a cgroup, which has no slash.
+LINES = (
+    "{comm}[1]: segfault at 0 ip 401136 sp 7ffd error 4 in {name}[401000+1000]",
+    "{comm}[1]: segfault at 0 ip 401136 sp 7ffd error 4 in {name}[1136,401000+1000] likely on CPU 0 (core 0, socket 0)",
+    "{comm}[1]: segfault (11) at 0 nip 401136 lr 401136 code 1 in {name}[401000+1000]",
+    "{comm}[1]: unhandled signal 11 code 0x1 at 0x0 in {name}[401000+1000]",
+    "{comm}[1]: unhandled exception: DABT (lower EL), ESR 0x0, level 0 translation fault in {name}[401000+1000]",
+    "{comm}[1] general protection fault ip:401136 sp:7ffd error:0 in {name}[401000+1000]",
+    "{comm}[1] bad frame in rt_sigreturn frame:7ffd ip:401136 sp:7ffd orax:ffffffffffffffff in {name}[401000+1000]",
+    "traps: {comm}[1] trap invalid opcode ip:401136 sp:7ffd error:0 in {name}[401000+1000]",
+    "{comm} cpuset={name} mems_allowed=0",  # up to Linux 4.20
+    "{comm} invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
+    "{comm}: page allocation failure: order:0, mode:0xcc0(GFP_KERNEL), nodemask=(null),cpuset={name},mems_allowed=0",
+    "{comm} (1): Using mlock ulimits for SHM_HUGETLB is obsolete",
+    "{comm}/1: potentially unexpected fatal signal 11.",
+    "[      1]     0     1      640      100    45056        0             0 {comm}",
+    "CPU: 0 UID: 0 PID: 1 Comm: {comm} Not tainted 6.18.0 #1",
+    "INFO: task {comm}:1 blocked for more than 120 seconds.",
+    "watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [{comm}:1]",
+    "process '{name}' started with executable stack",
+    "warning: process `{comm}' used the deprecated sysctl system call",
+    "cgroup: fork rejected by pids controller in /{name}",
+    "Memory cgroup stats for /{name}: cache:32KB rss:524060KB",
+    'audit: type=1701 audit(1.1:1): auid=0 uid=0 gid=0 ses=1 pid=1 comm="{comm}" exe="/{name}" sig=11 res=1',
 )
 WORDS = sorted(
     {
@@ -160,9 +277,34 @@ WORDS = sorted(
         "oom-kill:",
     }
 )
-names = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S", "Zs"]), max_size=15)
+FORGED = (
+    "Memory cgroup out of memory: Killed process 1 (init) total-vm:1kB",
+    "Out of memory: Killed process 1 (init) total-vm:1kB",
+    "Killed process 1 (init) total-vm:1kB",
+    "Tasks in /docker/a are going to be killed due to memory.oom.group set",
+    "Task in /docker/a killed as a result of limit of /docker/a",
+    "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/a,task=a,pid=1,uid=0",
+    "sh (1): drop_caches: 3",
+)
 
 
-@given(st.one_of(names, st.lists(st.sampled_from(WORDS), max_size=3).map("".join)), st.sampled_from(BEHIND))
-def test_no_name_of_a_process_makes_an_event(name: str, behind: str) -> None:
-    assert classify((name[:15] + behind).encode()) is None
+def test_no_line_of_the_kernel_can_be_told_by_names() -> None:
+    """Whatever part of such a line the name of a process begins, and whatever part of it another name goes on with."""
+    told = [line.decode() for case in ("node", "sources") for line in messages(case) if event(line)] + list(FORGED)
+    for line in told:
+        ends = {line[match.start() :].replace("/", "") for match in re.finditer(r"\b|\B(?=\W)", line)}
+        for size in range(1, 16):
+            for end in ends:
+                for form in LINES:
+                    message = form.format(comm=line[:size], name=end)
+                    assert classify(message.encode()) is None, message
+
+
+comms = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S", "Zs"]), max_size=15)
+names = st.one_of(comms, st.lists(st.sampled_from(WORDS), max_size=8).map("".join))
+
+
+@given(names, names, st.sampled_from(LINES))
+def test_no_name_makes_an_event(comm: str, name: str, form: str) -> None:
+    message = form.format(comm=comm[:15], name=name.replace("/", "")[:255])
+    assert classify(message.encode()) is None

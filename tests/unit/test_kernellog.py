@@ -86,6 +86,12 @@ def tell(node: Node, *lines: str, number: int = LAST + 1, priority: int = 3, at:
     return number + len(lines)
 
 
+def victim(cgroup: str, pid: int = 5, name: str = "a") -> str:
+    """Return the line that tells whose process will be killed for memory."""
+    where = f"oom_memcg={cgroup},task_memcg={cgroup}"
+    return f"oom-kill:constraint=X,nodemask=(null),cpuset=/,mems_allowed=0,{where},task={name},pid={pid},uid=0"
+
+
 BATCH = hashlib.sha256(b"batch").hexdigest()  # the container of the tree debian-10
 ERROR = "EXT4-fs error (device sdx): ext4_lookup:1785: inode #2: comm ls: deleted inode referenced"
 
@@ -279,7 +285,7 @@ def test_a_container_whose_files_are_gone_has_the_name_that_it_had(make: Make, c
     cgroup = next((node.path / "sys/gone").rglob("*aaaa.scope")).relative_to(node.path / "sys/gone")
     tell(
         node,
-        f"oom-kill:constraint=X,task_memcg=/kubepods.slice/{cgroup},task=java,pid=4711,uid=0",
+        victim(f"/kubepods.slice/{cgroup}", 4711),
         "Memory cgroup out of memory: Killed process 4711 (java) total-vm:26852kB",
         number=1,
     )
@@ -292,11 +298,44 @@ def test_an_unknown_container_is_told_by_its_id(make: Make) -> None:
     node.run()
     tell(
         node,
-        f"oom-kill:constraint=X,task_memcg=/docker/{'c' * 64},task=a,pid=5,uid=0",
+        victim(f"/docker/{'c' * 64}"),
         "Memory cgroup out of memory: Killed process 5 (a) total-vm:1kB",
     )
     labels = 'container="",id="cccccccccccc",namespace="",pod=""'
     assert value(node.run(), f"ullage_container_oom_kills_total{{{labels}}}") == 1
+
+
+def test_a_kill_in_what_a_container_made_is_its_own_whatever_it_is_called(make: Make) -> None:
+    node = make()
+    node.run()
+    own, other = "60ca562972f634d4105a8765b997374076a5d6f2c4dd62ca080c0fe701c0c675", "c" * 64
+    number = LAST + 1
+    for cgroup in (
+        f"/docker/{own}/docker/{other}",
+        f"/docker/{own}/x/libpod-conmon-{other}",
+        f"/docker/{own}/pod{'d' * 32}",
+    ):
+        number = tell(
+            node,
+            victim(cgroup, name="a,task=b"),
+            "Memory cgroup out of memory: Killed process 5 (a,task=b) total-vm:1kB",
+            number=number,
+        )
+    page = node.run()
+    assert value(page, f"ullage_container_oom_kills_total{{{HUNGRY}}}") == 4
+    assert page.count("ullage_container_oom_kills_total{") == 1
+
+
+def test_what_is_in_a_container_that_nobody_knows_may_be_known(make: Make) -> None:
+    node = make()
+    node.run()
+    known = "60ca562972f634d4105a8765b997374076a5d6f2c4dd62ca080c0fe701c0c675"  # on a node of kind
+    tell(
+        node,
+        victim(f"/docker/{'c' * 64}/docker/{known}"),
+        "Memory cgroup out of memory: Killed process 5 (a) total-vm:1kB",
+    )
+    assert value(node.run(), f"ullage_container_oom_kills_total{{{HUNGRY}}}") == 2
 
 
 @pytest.mark.parametrize("cgroup", ["/", "/system.slice/cron.service", "/../../docker", f"/kubepods/pod{'d' * 32}"])
@@ -305,7 +344,7 @@ def test_a_kill_outside_of_containers_is_no_containers(cgroup: str, make: Make) 
     before = node.run()
     tell(
         node,
-        f"oom-kill:constraint=X,task_memcg={cgroup},task=a,pid=5,uid=0",
+        victim(cgroup),
         "Memory cgroup out of memory: Killed process 5 (a) total-vm:1kB",
     )
     page = node.run()
@@ -334,7 +373,7 @@ def test_up_to_linux_5_0_a_kill_is_why_the_line_before_it_says_and_whose_the_one
     assert (events(page, "memory", "cgroup_oom_kill"), value(page, batch)) == (7, 4)
     tell(  # Linux 5.0 has the line of later ones already
         node,
-        f"oom-kill:constraint=X,task_memcg=/kubepods/pod{'d' * 32}/{BATCH},task=a,pid=9,uid=0",
+        victim(f"/kubepods/pod{'d' * 32}/{BATCH}", 9),
         "Memory cgroup out of memory: Kill process 9 (a) score 9 or sacrifice child",
         "Killed process 9 (a) total-vm:1kB",
         number=number,
@@ -365,7 +404,7 @@ def test_no_more_containers_have_series_than_the_bound_and_old_ones_make_room(
 
     def kill(letters: str, number: int) -> str:
         for letter in letters:
-            oom = f"oom-kill:constraint=X,task_memcg=/docker/{letter * 64},task=a,pid=5,uid=0"
+            oom = victim(f"/docker/{letter * 64}")
             lines = oom, "Memory cgroup out of memory: Killed process 5 (a) total-vm:1kB"
             number = tell(node, *lines, number=number, at=clock.seconds)
         return node.run()
