@@ -245,6 +245,10 @@ def fuzz_mountinfo(raw: bytes) -> None:
         mountinfo.carrying(seen, mount.mountpoint + "/x")
         mountinfo.carrier({mount.mountpoint: mount}, mount.mountpoint)
         mountinfo.unescape(mount.source)
+    top = {mount.mountpoint: mount for mount in seen}
+    for mount in seen[:20]:
+        found = mountinfo.shown(seen, top, mount.root)
+        assert found is None or found[1].startswith(found[0].mountpoint)
     assert len(mountinfo.one_per_device(mounts)) == len(mountinfo.by_device(mounts))
 
 
