@@ -72,7 +72,7 @@ class _Task(NamedTuple):
 class Counting:
     """Counts the layers that it was told of last. For one thread. `share` is that of one processor."""
 
-    def __init__(  # noqa: PLR0913  two clocks and a pause are a test's to replace
+    def __init__(  # noqa: PLR0913  three clocks and a pause are a test's to replace
         self,
         share: float,
         state: Path | None = None,
@@ -82,11 +82,13 @@ class Counting:
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
         pause: Callable[[float], None] = time.sleep,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._state = state / STATE if state is not None else None
         self._wants_mark = wants_mark
         self._most_directories = most_directories
         self._clock = clock
+        self._now = now
         self._budget = Budget(share, clock=clock, cpu=cpu, pause=pause)
         self._round = clock()  # the newest
         self._directories = Directories()
@@ -158,7 +160,7 @@ class Counting:
 
     def _watch(self, host: Host, path: str, device: int) -> Watch:
         if device not in self._watches:
-            index = Index(most=self._most_directories)
+            index = Index(most=self._most_directories, clock=self._now)
             mark = None
             if self._wants_mark:
                 try:

@@ -1,8 +1,9 @@
 """An index of a layer that is written to: its directories, and what each holds.
 
 What changed is told by a fanotify mark on its filesystem, or by the times of the directories, and only that is read
-again. Whatever is in doubt is read again too: all that was moved, and the whole layer when a file has gained a second
-name somewhere else.
+again. Times are ctimes: a mtime is what its owner says, and `tar`, `rsync -a` and `touch` set it back after a change.
+Whatever is in doubt is read again too: all that was moved, and the whole layer when a file has gained a second name
+somewhere else. A file that is only written to changes no directory's time, nor any number of inodes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.beneath import Directories
@@ -55,6 +57,7 @@ class Index:
     by_handle: dict[bytes, Node] = field(default_factory=dict)
     size: int = 0
     most: int = 40_000
+    clock: Callable[[], int] = time.time_ns  # that of the filesystems
 
 
 class Tree:
@@ -158,7 +161,7 @@ class Tree:
         if descriptor is None:
             return
         try:
-            if node is self._top and os.fstat(descriptor).st_mtime_ns != node.changed:
+            if node is self._top and os.fstat(descriptor).st_ctime_ns != node.changed:
                 self.mark(node)
             for child in (node.below or {}).values():
                 if child.changed == MOUNTED:
@@ -170,7 +173,7 @@ class Tree:
                     continue
                 if found.st_ino != child.inode or not stat.S_ISDIR(found.st_mode):
                     self.mark(node)
-                elif found.st_mtime_ns != child.changed:
+                elif found.st_ctime_ns != child.changed:
                     self.mark(child)
                 if child.below:
                     self._check.append(child)
@@ -229,7 +232,7 @@ class Tree:
         for child in known.values():
             self._forget(child)
         node.below = below or None
-        node.changed = found.st_mtime_ns if time.time_ns() - found.st_mtime_ns > DOUBTFUL else UNREAD
+        node.changed = found.st_ctime_ns if self._index.clock() - found.st_ctime_ns > DOUBTFUL else UNREAD
         if node is not self._top:
             known_names = set(node.shared)
             self._new_names.update(each for each in listing.shared.values() if each not in known_names)

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from agent.errors import HostError
 from agent.fanotify import Fanotify, Handles
 from agent.host import Host
 from collectors.layercount import Counting
-from collectors.layerindex import Index, Tree
+from collectors.layerindex import DOUBTFUL, Index, Tree
 from collectors.layerwalk import Count, Walk
 from collectors.stores import Layer
 from tests.real.conftest import Make, run
@@ -132,6 +133,37 @@ def test_the_mark_keeps_nobody_from_unmounting_and_tells_that_it_is_gone(
     run("umount", str(tmp_path))
     assert not mark.is_whole()
     mark.close()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_directory_whose_time_is_set_back_is_read_again(filesystem: Make, kind: str) -> None:
+    """By tar and rsync as by us; without the mark, so that the times of directories are all there is."""
+    mount = filesystem(kind, size=320 if kind == "xfs" else 128)
+    layer, archive = mount / "c1", mount / "archive.tar"
+    fill(layer, 3, 3)
+    (mount / "from" / "0").mkdir(parents=True)
+    (mount / "from" / "0" / "unpacked").touch()
+    run("tar", "-C", str(mount / "from"), "--mtime=@0", "-cf", str(archive), "0")
+    for number in range(3):
+        os.utime(layer / "diff" / str(number), (0, 0))
+    time.sleep(DOUBTFUL / 1e9 + 0.1)
+    tree = Tree(str(layer), "diff", Index(), None)
+
+    def count() -> tuple[int, int]:
+        tree.check_times()
+        assert tree.work(Directories(), lambda: False)
+        assert tree.count is not None
+        return inodes(tree.count)
+
+    assert count() == (13, 13)
+    run("tar", "-C", str(layer / "diff"), "-xf", str(archive))
+    (layer / "diff" / "1" / "new").touch()
+    shutil.rmtree(layer / "diff" / "2")
+    (layer / "diff" / "2").mkdir()
+    for number in range(3):
+        os.utime(layer / "diff" / str(number), (0, 0))
+    assert (layer / "diff" / "0").stat().st_mtime == 0
+    assert count() == inodes(truth(layer, "diff")) == (12, 12)
 
 
 def layers_of(store: Path) -> list[Layer]:

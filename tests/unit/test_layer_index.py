@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from agent.beneath import Directories
 from agent.errors import Failed
 from agent.fanotify import Handles
 from collectors import layerwalk
-from collectors.layerindex import Index, Tree
+from collectors.layerindex import DOUBTFUL, Index, Tree
 from collectors.layerwalk import Count, TooMany, Walk
 from tests.unit.layertree import Churn, truth
 
@@ -32,6 +33,16 @@ def update(tree: Tree) -> Count:
     assert tree.work(Directories(), never)
     assert tree.count is not None
     return tree.count
+
+
+def later() -> int:
+    """Return a time at which nothing that was done before is in doubt."""
+    return time.time_ns() + 2 * DOUBTFUL
+
+
+def wait_a_tick() -> None:
+    """Let the filesystem's clock go on: a change has another time than what was before."""
+    time.sleep(0.02)
 
 
 def inodes(count: Count) -> tuple[int, int]:
@@ -106,13 +117,29 @@ def test_a_name_outside_the_layer_is_found_out_once(layer: Path, tmp_path: Path)
 
 
 def test_a_growing_file_is_seen_when_all_is_read_again(layer: Path) -> None:
-    tree = Tree(str(layer), "diff", Index(), None)
-    update(tree)
-    os.utime(layer / "diff/etc", ns=(0, 0))  # so that nothing is in doubt
-    update(tree)
+    tree = Tree(str(layer), "diff", Index(clock=later), None)
+    before = update(tree)
     with open(layer / "diff/etc/passwd", "ab") as file:
         file.write(b"y" * 100_000)
+    assert update(tree) == before
     tree.read_all()
+    assert update(tree) == truth(layer, "diff")
+
+
+def test_a_change_is_seen_though_the_directory_s_time_was_set_back(layer: Path) -> None:
+    """As `tar` does that unpacks a reproducible archive over another, and `rsync -a`."""
+    tree = Tree(str(layer), "diff", Index(clock=later), None)
+    for place in ("diff/etc", "diff/usr", "diff/usr/bin"):
+        os.utime(layer / place, ns=(0, 0))
+    before = update(tree)
+    wait_a_tick()
+    (layer / "diff/etc/new").touch()
+    (layer / "diff/usr/share").mkdir()
+    shutil.rmtree(layer / "diff/usr/bin")
+    (layer / "diff/usr/bin").mkdir()  # often with the inode of the one before
+    for place in ("diff/etc", "diff/usr", "diff/usr/bin"):
+        os.utime(layer / place, ns=(0, 0))
+    assert inodes(update(tree)) == (before.files, before.content_files)
     assert update(tree) == truth(layer, "diff")
 
 
