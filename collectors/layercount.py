@@ -207,21 +207,24 @@ class Counting:
             self._unwatch(device)
             return
         changed, is_all = told
+        trees = [tree for store in self._stores.values() if store.watch is watch for tree in store.trees.values()]
+        for tree in trees:
+            if not tree.reading_since:
+                tree.reading_since = tree.told_at = tree.counted_at = now
+            # after an overflow of the queue the times of all directories are compared. That is no guess: a ctime cannot
+            # be set back, and none is kept of a directory that changed within a second before it was read. What is
+            # only written into a file is told by neither, and changes no number of inodes
+            tree.hear(now, is_all=is_all)
         for handle in changed:
             node: Node | None = watch.index.by_handle.get(handle)
             if node is not None:
                 node.tree.mark(node)
-        for store in self._stores.values():
-            for tree in store.trees.values() if store.watch is watch else ():
-                if not is_all:
-                    tree.check_times()
-                elif not tree.due:
-                    tree.counted_at = now
-                if not tree.reading_since:
-                    tree.reading_since = tree.counted_at = now
-                elif now - tree.reading_since >= LOOK_AGAIN:
-                    tree.reading_since = now
-                    tree.read_all()
+        for tree in trees:
+            if not tree.due:
+                tree.counted_at = tree.told_at
+            if now - tree.reading_since >= LOOK_AGAIN:
+                tree.reading_since = now
+                tree.read_all()
 
     def _told(self, watch: Watch) -> tuple[set[bytes], bool] | None:
         """Return what the mark tells, and whether that is all; None if the mark is gone."""
@@ -249,7 +252,7 @@ class Counting:
         store, name = task
         try:
             if name in store.trees:
-                return self._step_tree(store.trees[name], now, is_over)
+                return self._step_tree(store.trees[name], is_over)
             return self._step_walk(store, name, now, is_over)
         except TooMany:
             self._log.info("a layer has too many directories for the index", path=store.trees[name].path)
@@ -265,10 +268,10 @@ class Counting:
             store.walks.pop(name, None)
             return True
 
-    def _step_tree(self, tree: Tree, now: float, is_over: Callable[[], bool]) -> bool:
+    def _step_tree(self, tree: Tree, is_over: Callable[[], bool]) -> bool:
         if not tree.work(self._directories, is_over):
             return False
-        tree.counted_at, tree.read_at = now, tree.reading_since
+        tree.counted_at, tree.read_at = tree.told_at, tree.reading_since
         return True
 
     def _step_walk(self, store: _Store, name: str, now: float, is_over: Callable[[], bool]) -> bool:

@@ -70,6 +70,7 @@ class Tree:
         self.path = path
         self.count: Count | None = None
         self.counted_at = 0.0  # when the count was last known to be exact, on the monotonic clock
+        self.told_at = 0.0  # what changed before is in the count when nothing is due any more
         self.read_at = self.reading_since = 0.0  # when all of it was last read, and when the newest reading began
         self._content = os.fsencode(content)
         self._index = index
@@ -78,6 +79,7 @@ class Tree:
         self._top = Node(self, None, b"", 0, b"")
         self._directories = 0
         self._is_torn = False
+        self._is_in_doubt = False  # not all that changed was told: its times are to be looked at
         self._todo: dict[Node, None] = {self._top: None}
         self._check: list[Node] = []  # directories whose subdirectories' times are to be looked at
         self._new_names: set[Shared] = set()
@@ -93,9 +95,22 @@ class Tree:
         """Have a directory read again."""
         self._todo[node] = None
 
+    def hear(self, now: float, *, is_all: bool) -> None:
+        """Take note that all changes until now are told, each by `mark` after this, or not all: then the times tell.
+
+        A second doubt during a look at the times has another look follow: what it has passed may have changed since.
+        It does not begin anew, as with a doubt in every round it would never come to its end.
+        """
+        self._is_in_doubt = self._is_in_doubt or not is_all
+        if not self._is_in_doubt:
+            self.told_at = now
+        elif not self.due:
+            self._is_in_doubt, self.told_at = False, now
+            self.check_times()
+
     def check_times(self) -> None:
         """Have all directories read again whose times have changed."""
-        if not self._check and self._top not in self._todo:
+        if not self._check:
             self._check.append(self._top)
 
     def read_all(self) -> None:

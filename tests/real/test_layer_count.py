@@ -166,6 +166,31 @@ def test_a_directory_whose_time_is_set_back_is_read_again(filesystem: Make, kind
     assert count() == inodes(truth(layer, "diff")) == (12, 12)
 
 
+def test_more_changes_than_the_queue_holds_are_counted_exactly(filesystem: Make, marked: Mark) -> None:
+    """Each in a directory of its own, so that no two are one event, and with its time set back."""
+    mount = filesystem("ext4", "-N", "50000", size=128)
+    layer = mount / "c1"
+    fill(layer, 17_000, 0)
+    places = [f"{layer}/diff/{number}" for number in range(17_000)]
+    for place in places:
+        os.utime(place, (0, 0))
+    # later than all of that: no time is in doubt
+    counting, host = Counting(1000.0, pause=lambda _: None, now=lambda: time.time_ns() + 2 * DOUBTFUL), Host()
+    counting.follow(host, str(mount), layers_of(mount))
+    counting.work(host)
+    witness = marked(mount, layer).mark
+    for place in places:
+        os.mknod(f"{place}/new")
+        os.utime(place, (0, 0))
+    shutil.rmtree(places[7])
+    assert not witness.read()[1]
+    counting.work(host)
+    count = counting.count(str(mount), "c1")
+    counting.close()
+    assert count is not None
+    assert inodes(count) == inodes(truth(layer, "diff")) == (2 * 17_000 - 1, 2 * 17_000 - 1)
+
+
 def layers_of(store: Path) -> list[Layer]:
     found = []
     for path in store.iterdir():

@@ -143,6 +143,24 @@ def test_a_change_is_seen_though_the_directory_s_time_was_set_back(layer: Path) 
     assert update(tree) == truth(layer, "diff")
 
 
+def test_a_change_behind_a_look_at_the_times_is_in_doubt_until_the_next_one(layer: Path) -> None:
+    """As when the kernel's queue overflows twice, and between the two a part of the directories has been compared."""
+    tree = Tree(str(layer), "diff", Index(clock=later), None)
+    before = update(tree)
+    wait_a_tick()
+    tree.hear(1.0, is_all=False)
+    assert not tree.work(Directories(), always)  # the top's subdirectories have been compared
+    (layer / "diff/new").touch()
+    tree.hear(2.0, is_all=False)
+    assert tree.work(Directories(), never)
+    assert (tree.count, tree.told_at) == (before, 1.0)
+    tree.hear(3.0, is_all=True)
+    assert tree.work(Directories(), never)
+    assert (tree.count, tree.told_at) == (truth(layer, "diff"), 3.0)
+    tree.hear(4.0, is_all=True)
+    assert (tree.due, tree.told_at) == (0, 4.0)
+
+
 def test_a_directory_swapped_for_a_link_counts_as_a_link(layer: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     for number in range(10):
