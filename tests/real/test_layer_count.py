@@ -191,6 +191,28 @@ def test_more_changes_than_the_queue_holds_are_counted_exactly(filesystem: Make,
     assert inodes(count) == inodes(truth(layer, "diff")) == (2 * 17_000 - 1, 2 * 17_000 - 1)
 
 
+def test_tens_of_thousands_of_hard_links_are_counted_as_find_and_du_count(filesystem: Make) -> None:
+    """As `cp -al` makes them, and pnpm: more than the index has place for, and than are remembered in one pass."""
+    mount = filesystem("ext4", "-N", "40000", size=128)
+    layer = mount / "c1"
+    fill(layer, 25, 1000)
+    for name in ("0", "1"):
+        (layer / "diff" / name / "0").write_bytes(b"x" * 100_000)
+    run("cp", "-al", str(layer / "diff"), str(layer / "copy"))
+    run("mv", str(layer / "copy"), str(layer / "diff" / "copy"))
+    counting, host = Counting(1000.0, pause=lambda _: None), Host()
+    counting.follow(host, str(mount), layers_of(mount))
+    counting.work(host)
+    count = counting.count(str(mount), "c1")
+    counting.close()
+    assert count == Walk(str(layer), "diff", 100_000).work(Directories(), lambda: False)
+    assert host.errors == {}
+    assert count is not None
+    assert inodes(count) == (25_000 + 2 * 26, 25_000 + 2 * 26)
+    assert count.content_files == int(run("du", "--inodes", "-s", str(layer / "diff")).split()[0])
+    assert count.content_bytes == int(run("du", "-B1", "-s", str(layer / "diff")).split()[0])
+
+
 def layers_of(store: Path) -> list[Layer]:
     found = []
     for path in store.iterdir():

@@ -200,6 +200,23 @@ def test_a_container_with_too_many_directories_is_walked_again_and_again(store: 
     assert counts.age(str(store)) == 0
 
 
+def test_a_container_with_very_many_hard_links_is_counted(store: Path, clocks: Clocks) -> None:
+    """As pnpm and `cp -al` make them. By the ten thousand: tests/real/test_layer_count.py."""
+    found = [layer(store, name, "container") for name in ("a", "b")]
+    for name in ("files", "links"):
+        (store / "a" / "diff" / name).mkdir()
+    for number in range(200):
+        os.mknod(store / "a" / "diff" / "files" / str(number))
+        os.link(store / "a" / "diff" / "files" / str(number), store / "a" / "diff" / "links" / str(number))
+    counts, host = counting(clocks, most=300), Host()
+    counts.follow(host, str(store), found)
+    counts.work(host)
+    assert counts.count(str(store), "a") == truth(store / "a", "diff")
+    assert files(counts, store, "a", "b") == [21 + 2 + 200, 21]
+    assert counts.progress(str(store)) == 1
+    assert host.errors == {}
+
+
 def test_what_is_walked_again_and_again_keeps_its_count_meanwhile(store: Path, clocks: Clocks) -> None:
     counts = counting(clocks, most=3)
     counts.follow(Host(), str(store), [layer(store, "a", "container")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,7 @@ def test_a_tree_that_changes_at_random_is_always_right(tmp_path: Path, seed: int
         found, expected = update(tree), truth(churn.layer, "diff")
         assert inodes(found) == inodes(expected)
         assert Walk(str(churn.layer), "diff").work(Directories(), never) == expected
-        skimmed = Walk(str(churn.layer)).work(Directories(), never)
-        assert skimmed is not None
-        assert (skimmed.files, skimmed.bytes) == (expected.files, None)
+        assert Walk(str(churn.layer)).work(Directories(), never) == Count(expected.files, None, 0, None)
     tree.close()
     assert (index.size, index.by_handle) == (0, {})
 
@@ -89,6 +88,50 @@ def test_a_count_in_slices_is_the_same(layer: Path) -> None:
         turns += 1
     assert turns > 1
     assert tree.count == truth(layer, "diff")
+
+
+def link(place: Path, files: int, names: int) -> None:
+    """Make files with so many names, each name of one in a directory of its own."""
+    for name in range(names):
+        (place / str(name)).mkdir(parents=True)
+        for file in range(files):
+            if name:
+                os.link(place / "0" / str(file), place / str(name) / str(file))
+            else:
+                os.mknod(place / "0" / str(file))
+    for file in range(3):
+        (place / "0" / str(file)).write_bytes(b"x" * 3000 * file)
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 2000, 400])
+def test_what_cannot_be_remembered_at_once_is_counted_in_several_passes(
+    layer: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    monkeypatch.setattr(beneath, "_SEEN_MOST", 10)
+    for name in ("_SEEN_MOST", "_SET_MOST"):
+        monkeypatch.setattr(layerwalk, name, 10)
+    link(layer / "diff/links", 200, 3)
+    os.link(layer / "diff/links/0/7", layer / "work/work/7")
+    os.link(layer / "lower", layer / "work/lower")
+    expected = truth(layer, "diff")
+    assert Walk(str(layer), "diff", memory).work(Directories(), never) == expected
+    assert Walk(str(layer), "", memory).work(Directories(), never) == Count(expected.files, None, 0, None)
+    walk, found = Walk(str(layer), "diff", memory), None
+    while found is None:
+        found = walk.work(Directories(), always)
+    assert found == expected
+
+
+def test_hard_links_take_no_more_memory_than_they_may(layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwalk, "_SEEN_MOST", 100)
+    link(layer / "diff/links", 2000, 2)
+    walk = Walk(str(layer), "diff")
+    tracemalloc.start()
+    count = walk.work(Directories(), never)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == truth(layer, "diff")
+    assert most < 300_000
 
 
 def test_what_lies_directly_in_the_layer_is_not_counted(layer: Path) -> None:
@@ -180,6 +223,23 @@ def test_more_directories_than_an_index_may_have_leave_nothing_in_it(layer: Path
         tree.work(Directories(), never)
     tree.close()
     assert (index.size, index.by_handle) == (0, {})
+
+
+def test_names_of_files_with_several_take_their_place_in_an_index(layer: Path) -> None:
+    link(layer / "diff/links", 100, 3)
+    index = Index()
+    tree = Tree(str(layer), "diff", index, None)
+    update(tree)
+    assert index.size == 10 + 300
+    shutil.rmtree(layer / "diff/links/2")
+    update(tree)
+    assert index.size == 9 + 200
+    tree.close()
+    assert index.size == 0
+    for most in (99, 200):
+        few = Tree(str(layer), "diff", Index(most=most), None)
+        with pytest.raises(TooMany):
+            few.work(Directories(), never)
 
 
 def test_a_directory_of_too_many_directories_has_no_count(layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
