@@ -198,7 +198,13 @@ class Walk:
 
     def _read(self, directories: Directories, root: int, path: bytes, names: list[bytes]) -> None:
         assert self._todo is not None
-        parent = directories.open(root, path)
+        try:
+            parent = directories.open(root, path)
+        except OSError as error:
+            # where somebody writes, directories come and go: no walk of a large layer would come to its end otherwise
+            if self._content and path != b"." and error.errno in (errno.EXDEV, *GONE):
+                return
+            raise
         try:
             below = (
                 self._look(directories, parent, path, names)

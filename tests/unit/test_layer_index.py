@@ -12,7 +12,7 @@ import pytest
 
 from agent import beneath
 from agent.beneath import Directories
-from agent.errors import Failed
+from agent.errors import Failed, Vanished
 from agent.fanotify import Handles
 from collectors import layerwalk
 from collectors.layerindex import DOUBTFUL, Index, Tree
@@ -88,6 +88,22 @@ def test_a_count_in_slices_is_the_same(layer: Path) -> None:
         turns += 1
     assert turns > 1
     assert tree.count == truth(layer, "diff")
+
+
+def test_a_walk_goes_on_when_directories_go(layer: Path) -> None:
+    (layer / "diff/usr/bin/below").mkdir()
+    for slices in range(4):  # of five
+        (layer / "diff/usr/bin/below").mkdir(parents=True, exist_ok=True)
+        walk = Walk(str(layer), "diff")
+        for _ in range(slices):
+            assert walk.work(Directories(), always) is None
+        shutil.rmtree(layer / "diff/usr")
+        count = walk.work(Directories(), never)
+        assert count is not None
+        assert count.files >= truth(layer, "diff").files
+    shutil.rmtree(layer)
+    with pytest.raises(Vanished):
+        Walk(str(layer), "diff").work(Directories(), never)
 
 
 def link(place: Path, files: int, names: int) -> None:
