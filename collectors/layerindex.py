@@ -76,12 +76,13 @@ class Tree:
         self.counted_at = 0.0  # when the count was last known to be exact, on the monotonic clock
         self.told_at = 0.0  # what changed before is in the count when nothing is due any more
         self.read_at = self.reading_since = 0.0  # when all of it was last read, and when the newest reading began
+        self.size = 0  # what it has of the index
+        self.expected = 0  # what it will have when it has been counted, if that is known
         self._content = os.fsencode(content)
         self._index = index
         self._handles = handles
         self._sums = Sums()
         self._top = Node(self, None, b"", 0, b"")
-        self._size = 0  # of the index
         self._is_torn = False
         self._is_in_doubt = False  # not all that changed was told: its times are to be looked at
         self._todo: dict[Node, None] = {self._top: None}
@@ -125,7 +126,10 @@ class Tree:
             todo += (node.below or {}).values()
 
     def work(self, directories: Directories, is_over: IsOver) -> bool:
-        """Go on until the slice is over; return whether the count is right again. Raises a HostError, and TooMany."""
+        """Go on until the slice is over; return whether the count is right again. Raises a HostError, and TooMany.
+
+        After TooMany it may go on when others have left the index.
+        """
         try:
             with directories.root(self.path) as root:
                 while self._check or self._todo or self._has_doubts():
@@ -151,7 +155,7 @@ class Tree:
             todo += (node.below or {}).values()
             if node.handle and self._index.by_handle.get(node.handle) is node:
                 del self._index.by_handle[node.handle]
-        self._index.size -= self._size
+        self._index.size -= self.size
         if self._is_torn:  # a reading has ended before its time: some hang on nothing
             mine = [handle for handle, node in self._index.by_handle.items() if node.tree is self]
             for handle in mine:
@@ -240,7 +244,8 @@ class Tree:
             listing = look(descriptor, found.st_dev, self._index.most, shared.add)
             growth = len(listing.directories) - len(node.below or ()) + len(shared.found) - len(node.shared)
             if self._index.size + growth > self._index.most:
-                raise TooMany
+                self.mark(node)  # when there is room again
+                raise TooMany(growth)
             gone = self._read_below(descriptor, node, listing.directories)
         finally:
             os.close(descriptor)
@@ -285,7 +290,7 @@ class Tree:
         return node
 
     def _grow(self, by: int) -> None:
-        self._size += by
+        self.size += by
         self._index.size += by
 
     def _name(self, node: Node, handle: bytes) -> None:
@@ -346,4 +351,4 @@ class _SharedHere:
         size = found.st_blocks * BLOCK
         self.found[found.st_ino] = Shared(found.st_ino, found.st_nlink, found.st_ctime_ns, size, here)
         if len(self.found) > self._most:
-            raise TooMany
+            raise TooMany(len(self.found))

@@ -9,7 +9,6 @@ further part of all inodes, so that millions of hard links have their right numb
 from __future__ import annotations
 
 import errno
-import functools
 import os
 from array import array
 from collections.abc import Callable
@@ -51,7 +50,11 @@ class Listing:
 
 
 class TooMany(Exception):
-    """There are more directories than may be remembered."""
+    """There is no place for what has been found: `more` at least would have to be remembered."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__(more)
+        self.more = more
 
 
 def look(descriptor: int, device: int, most: int, tell: Callable[[os.stat_result], None]) -> Listing:
@@ -65,7 +68,7 @@ def look(descriptor: int, device: int, most: int, tell: Callable[[os.stat_result
             if entry.is_dir(follow_symlinks=False):
                 listing.directories[os.fsencode(entry.name)] = entry.inode()
                 if len(listing.directories) > most:
-                    raise TooMany
+                    raise TooMany(len(listing.directories))
                 continue
             try:
                 found = entry.stat(follow_symlinks=False)
@@ -130,6 +133,7 @@ class Walk:
 
     With `content` every file is looked at, for its bytes; without it nothing but the number of inodes is found. Where
     `memory` is not enough for the inodes that are to be told apart it takes several passes, each for a part of them.
+    `entries` is what an index of the layer would have to hold, as far as its files have been looked at.
     """
 
     def __init__(self, path: str, content: str = "", memory: int = MEMORY) -> None:
@@ -147,6 +151,7 @@ class Walk:
         self._files, self._sizes = [0, 0], [0, 0]  # with one name, and directories: in the content, elsewhere
         self._inodes = Inodes(self._parts, self._left[-1], self._memory // 8)
         self._several = Several(self._parts, self._left[-1], self._memory // 16)
+        self.entries = 0
 
     def work(self, directories: Directories, is_over: IsOver) -> Count | None:
         """Go on until the slice is over; return the count when all is counted. Raises a HostError."""
@@ -233,8 +238,7 @@ class Walk:
                 continue
             try:
                 own = os.fstat(descriptor)
-                tell = functools.partial(self._several.add, is_inside=is_inside)
-                listing = look(descriptor, own.st_dev, DIRECTORIES_MOST, tell)
+                listing = self._look_at_files(descriptor, own.st_dev, is_inside=is_inside)
             finally:
                 os.close(descriptor)
             self._files[place] += 1 + listing.files
@@ -242,6 +246,18 @@ class Walk:
             if listing.directories:
                 found.append((name, list(listing.directories)))
         return found
+
+    def _look_at_files(self, descriptor: int, device: int, *, is_inside: bool) -> Listing:
+        here: set[int] = set()
+
+        def tell(found: os.stat_result) -> None:
+            self._several.add(found, is_inside=is_inside)
+            if len(here) < _SET_MOST:  # no index has place for more
+                here.add(found.st_ino)
+
+        listing = look(descriptor, device, DIRECTORIES_MOST, tell)
+        self.entries += 1 + len(here)
+        return listing
 
 
 def _sum(one: Count, other: Count) -> Count:
