@@ -38,7 +38,7 @@ _IOPRIO_WHO_PROCESS, _IDLE = 1, 3 << 13  # linux/ioprio.h
 
 
 class Known(NamedTuple):
-    """What a walk found, and when, on the monotonic clock (None: before this agent began)."""
+    """What a walk found, and when it began, on the monotonic clock (None: before this agent did)."""
 
     identity: tuple[int, int]
     found: Count
@@ -64,6 +64,8 @@ class _Store:
     known: dict[str, Known] = field(default_factory=dict)
     # those that the index has no place for are walked again and again instead: what they would take, once that is known
     too_big: dict[str, int | None] = field(default_factory=dict)
+    # since when a layer's count may be wrong, or since when it was to be had while there is none
+    since: dict[str, float] = field(default_factory=dict)
 
 
 class _Task(NamedTuple):
@@ -111,8 +113,12 @@ class Counting:
             for tree in store.trees.values() if store is not None else ():
                 tree.close()
             known = store.known if store is not None else self._kept.get(path, {})
-            store = self._stores[path] = _Store(self._watch(host, path, device), device, known=dict(known))
+            since = store.since if store is not None else {}
+            store = self._stores[path] = _Store(self._watch(host, path, device), device, known=dict(known), since=since)
+        now = self._clock()
         store.layers = {layer.name: layer for layer in layers}
+        # not when its tree or walk was made: one that fails gets another again and again, and never a count
+        store.since = {name: store.since.get(name, now) for name, layer in store.layers.items() if layer.is_settled}
         for name in store.trees.keys() - store.layers.keys():
             store.trees.pop(name).close()
         store.walks = {name: walk for name, walk in store.walks.items() if name in store.layers}
@@ -150,6 +156,8 @@ class Counting:
             known = None
             del store.known[name]
             store.walks.pop(name, None)
+            if layer.is_settled:
+                store.since[name] = self._clock()
         if _has_tree(layer) and name not in store.too_big:
             if name not in store.trees:
                 self._plant(host, store, layer)
@@ -236,10 +244,10 @@ class Counting:
             self._unwatch(device)
             return
         changed, is_all = told
-        trees = [tree for _, _, tree in self._trees(watch)]
-        for tree in trees:
+        trees = self._trees(watch)
+        for _, _, tree in trees:
             if not tree.reading_since:
-                tree.reading_since = tree.told_at = tree.counted_at = now
+                tree.reading_since = tree.told_at = now
             # after an overflow of the queue the times of all directories are compared. That is no guess: a ctime cannot
             # be set back, and none is kept of a directory that changed within a second before it was read. What is
             # only written into a file is told by neither, and changes no number of inodes
@@ -248,9 +256,9 @@ class Counting:
             node: Node | None = watch.index.by_handle.get(handle)
             if node is not None:
                 node.tree.mark(node)
-        for tree in trees:
+        for store, name, tree in trees:
             if not tree.due:
-                tree.counted_at = tree.told_at
+                store.since[name] = tree.told_at
             if now - tree.reading_since >= LOOK_AGAIN:
                 tree.reading_since = now
                 tree.read_all()
@@ -305,7 +313,7 @@ class Counting:
         self._log.info("a layer is too large for the index", path=tree.path, entries=tree.size)
         store.trees.pop(name).close()
         if tree.count is not None:
-            store.known[name] = Known(store.layers[name].identity, tree.count, tree.counted_at)
+            store.known[name] = Known(store.layers[name].identity, tree.count, store.since[name])
         store.too_big[name] = None
         store.walks[name] = _walk(host, store.layers[name])
 
@@ -313,20 +321,22 @@ class Counting:
         tree = store.trees[name]
         if not tree.work(self._directories, is_over):
             return False
-        tree.counted_at, tree.read_at = tree.told_at, tree.reading_since
+        store.since[name], tree.read_at = tree.told_at, tree.reading_since
         tree.expected = 0
         store.known.pop(name, None)
         return True
 
     def _step_walk(self, store: _Store, name: str, now: float, is_over: Callable[[], bool]) -> bool:
         walk = store.walks[name]
+        walk.began = now if walk.began is None else walk.began
         count = walk.work(self._directories, is_over)
         if count is None:
             return False
         del store.walks[name]
         if name in store.too_big:
             store.too_big[name] = walk.entries
-        store.known[name] = Known(store.layers[name].identity, count, now)
+        store.known[name] = Known(store.layers[name].identity, count, walk.began)
+        store.since[name] = walk.began
         self._keeper.is_dirty = True
         return True
 
@@ -352,17 +362,17 @@ class Counting:
         return counted / len(wanted) if wanted else 1.0
 
     def age(self, path: str) -> float | None:
-        """Return for how many seconds the oldest count of a store may have been wrong, None if there is none yet."""
+        """Return for how many seconds the oldest count of a store may have been wrong, or has been missing.
+
+        None where there is nothing to be counted.
+        """
         store = self._stores.get(path)
-        if store is None:
+        if store is None or not store.since:
             return None
-        since = [tree.counted_at for tree in store.trees.values() if tree.count is not None]
-        since += [
-            known.at
-            for name, known in store.known.items()
-            if known.at is not None and name in store.layers and _may_change(store.layers[name])
+        since = [
+            at for name, at in store.since.items() if _may_change(store.layers[name]) or self.count(path, name) is None
         ]
-        return max((self._round - at for at in since), default=0.0 if store.known else None)
+        return max((self._round - at for at in since), default=0.0)
 
     def bytes_age(self, path: str) -> float | None:
         """Return for how many seconds the oldest bytes of a store's containers have been known, None for none."""

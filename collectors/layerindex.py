@@ -73,8 +73,7 @@ class Tree:
     def __init__(self, path: str, content: str, index: Index, handles: Handles | None) -> None:
         self.path = path
         self.count: Count | None = None
-        self.counted_at = 0.0  # when the count was last known to be exact, on the monotonic clock
-        self.told_at = 0.0  # what changed before is in the count when nothing is due any more
+        self.told_at = 0.0  # what changed before is in the count when nothing is due; on the monotonic clock
         self.read_at = self.reading_since = 0.0  # when all of it was last read, and when the newest reading began
         self.size = 0  # what it has of the index
         self.expected = 0  # what it will have when it has been counted, if that is known

@@ -138,6 +138,7 @@ class Walk:
 
     def __init__(self, path: str, content: str = "", memory: int = MEMORY) -> None:
         self.path = path
+        self.began: float | None = None  # on the clock of whoever has it done
         self._content = os.fsencode(content)
         self._memory = memory
         self._parts = 1  # that all inodes are divided into

@@ -357,3 +357,52 @@ def test_a_layer_that_refuses_is_told_and_has_no_count(store: Path, clocks: Cloc
     counts.work(host)
     assert files(counts, store, "a", "b") == [None, 21]
     assert counts.progress(str(store)) == 0.5
+
+
+@pytest.mark.parametrize("state", ["image", "container"])
+def test_what_is_never_counted_grows_old(store: Path, clocks: Clocks, state: State) -> None:
+    counts = counting(clocks)
+    found = [layer(store, "a", state), layer(store, "b", "image")]
+    (store / "a").rename(store / "c")
+    (store / "a").symlink_to("c")
+    host = Host()
+    for number in range(4):
+        counts.follow(host, str(store), found)  # with a new try each time
+        counts.work(host)
+        assert files(counts, store, "a", "b") == [None, 21]
+        assert counts.age(str(store)) == number * LOOK_AGAIN
+        clocks.now += LOOK_AGAIN
+    (store / "a").unlink()
+    (store / "c").rename(store / "a")
+    counts.follow(host, str(store), found)
+    counts.work(host)
+    assert counts.age(str(store)) == 0
+
+
+def test_a_count_that_is_lost_is_missing_since_then(store: Path, clocks: Clocks) -> None:
+    counts, host = counting(clocks), Host()
+    found = [layer(store, "a", "container")]
+    for _ in range(3):
+        counts.follow(host, str(store), found)
+        counts.work(host)
+        clocks.now += 100
+    (store / "a").rename(store / "c")
+    (store / "a").symlink_to("c")
+    counts.work(host)
+    assert files(counts, store, "a") == [None]
+    assert counts.age(str(store)) == 100
+
+
+def test_a_count_is_as_old_as_its_walk_s_beginning(store: Path, clocks: Clocks) -> None:
+    counts = counting(clocks)
+    counts.follow(Host(), str(store), [layer(store, "a", "build")])
+    clocks.step = 50 * SLICE  # with a share of 0.02 a slice is paid for after minutes
+    ages: list[float] = []
+    for _ in range(20):
+        counts.work(Host())
+        ages.append(counts.age(str(store)) or 0)
+        if counts.progress(str(store)) == 1:
+            break
+        clocks.now += 30
+    assert len(ages) > 3
+    assert ages == pytest.approx([30 * number for number in range(len(ages))], abs=1)
