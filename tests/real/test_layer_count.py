@@ -236,15 +236,22 @@ def test_nobody_is_kept_from_removing_or_unmounting_while_a_scan_runs(filesystem
     mount = filesystem("ext4", "-N", "20000", size=128)
     stop = threading.Event()
     failures: list[BaseException] = []
+    counted: set[str] = set()
+    went: set[str] = set()  # while they were to be counted
+    host = Host()
 
     def scan() -> None:
         counting = Counting(1000.0, pause=lambda _: None)
-        host = Host()
         try:
             while not stop.is_set():
-                with contextlib.suppress(HostError):
-                    counting.follow(host, str(mount), layers_of(mount))
-                    counting.work(host)
+                layers = layers_of(mount)
+                counting.follow(host, str(mount), layers)
+                counting.work(host)
+                for layer in layers:
+                    if counting.count(str(mount), layer.name) is not None:
+                        counted.add(layer.name)
+                    else:
+                        went.add(layer.name)
         except BaseException as error:
             failures.append(error)
             raise
@@ -272,6 +279,10 @@ def test_nobody_is_kept_from_removing_or_unmounting_while_a_scan_runs(filesystem
         stop.set()
         thread.join()
     assert failures == []
+    assert host.errors == {}
+    # so that the scan has been in them, and has not been through before they went, nor come too late
+    assert len(counted) > 100
+    assert len(went) > 5
 
 
 def test_a_filesystem_is_unmounted_and_mounted_again_under_a_scan(filesystem: Make) -> None:
