@@ -32,28 +32,47 @@ _DOTS_MASK, _DOTS = 0xFFFFFF000000, ord(".") << 24 | ord(".") << 32
 _END = (1 << 63) - 1  # the place after the last record on ext4 (EXT4_HTREE_EOF_64BIT): saves a call
 DIRECTORIES_MOST = 100_000  # in one directory
 _SEEN_MOST = 50_000  # inode numbers in a set: some 4 MiB
+_INODES_MOST = 500_000  # laid aside: 4 MB
 _PATH = 4000  # bytes of a path that the kernel takes at once: below PATH_MAX
 
 
-class Inodes:
-    """Inode numbers, each once however many names have it. `len` costs little unless there are very many."""
+class TooManyInodes(Exception):
+    """There are more than may be remembered: they are to be counted in several passes, in each a part of them."""
 
-    def __init__(self) -> None:
+
+class Inodes:
+    """Inode numbers, each once however many names have it. `len` costs little unless there are very many.
+
+    Of the `parts` that all numbers can be divided into, one is remembered.
+    """
+
+    def __init__(self, parts: int = 1, part: int = 0, most: int = _INODES_MOST) -> None:
         self.seen: set[int] = set()
+        self._parts = parts
+        self._part = part
+        self._most = most
         self._spilled = array("Q")
 
     def spill(self) -> None:
-        """Lay the numbers aside where they take 8 bytes each, not 80."""
-        self._spilled.extend(self.seen)
+        """Lay the numbers aside where they take 8 bytes each, not 80. Raises TooManyInodes."""
+        self._lay_aside()
+        if len(self._spilled) > self._most:
+            raise TooManyInodes
+
+    def _lay_aside(self) -> None:
+        # here and not with each name, which would cost every count of an image
+        parts, part = self._parts, self._part
+        self._spilled.extend(self.seen if parts == 1 else [each for each in self.seen if each % parts == part])
         self.seen.clear()
 
     def __len__(self) -> int:
         """Return how many different ones there are."""
-        if not self._spilled:
+        if not self._spilled and self._parts == 1:
             return len(self.seen)
-        self.spill()
-        parts = len(self._spilled) // _SEEN_MOST + 1
-        return sum(len({each for each in self._spilled if each % parts == part}) for part in range(parts))
+        self._lay_aside()
+        sets = len(self._spilled) // _SEEN_MOST + 1 | 1  # odd: XFS has inodes in chunks of 64
+        apart = self._parts
+        return sum(len({each for each in self._spilled if each // apart % sets == number}) for number in range(sets))
 
 
 class Directories:
@@ -148,7 +167,8 @@ class Directories:
     def read(self, descriptor: int, inodes: Inodes) -> list[bytes]:
         """Read an open directory: add the inodes of all that are no directories to `inodes`, return those that are.
 
-        Raises a HostError if they are more than anybody needs: their names would fill our memory.
+        Raises TooManyInodes, and a HostError if there are more directories than anybody needs: their names would fill
+        our memory.
         """
         words, add, directories = self._words, inodes.seen.add, []
         while (size := self._getdents(descriptor, self._buffer, _BUFFER)) > 0:

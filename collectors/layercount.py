@@ -28,6 +28,7 @@ from collectors.layerindex import Index, Node, Tree
 from collectors.layerwalk import Count, TooMany, Walk
 from collectors.stores import Layer
 
+FULL = 0.75  # of an index that layers which had to leave it come back to: all of it is for new ones, and for growth
 LOOK_AGAIN = 600.0  # seconds after which a whole layer is read again: files grow, and no directory tells
 WALKS_AT_ONCE = 4
 STATE = "layers.json"
@@ -37,7 +38,7 @@ _IOPRIO_WHO_PROCESS, _IDLE = 1, 3 << 13  # linux/ioprio.h
 
 
 class Known(NamedTuple):
-    """What a walk found, and when, on the monotonic clock (None: before this agent began)."""
+    """What a walk found, and when it began, on the monotonic clock (None: before this agent did)."""
 
     identity: tuple[int, int]
     found: Count
@@ -61,7 +62,10 @@ class _Store:
     trees: dict[str, Tree] = field(default_factory=dict)
     walks: dict[str, Walk] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
-    too_big: set[str] = field(default_factory=set)  # for an index: walked again and again instead
+    # those that the index has no place for are walked again and again instead: what they would take, once that is known
+    too_big: dict[str, int | None] = field(default_factory=dict)
+    # since when a layer's count may be wrong, or since when it was to be had while there is none
+    since: dict[str, float] = field(default_factory=dict)
 
 
 class _Task(NamedTuple):
@@ -72,21 +76,23 @@ class _Task(NamedTuple):
 class Counting:
     """Counts the layers that it was told of last. For one thread. `share` is that of one processor."""
 
-    def __init__(  # noqa: PLR0913  two clocks and a pause are a test's to replace
+    def __init__(  # noqa: PLR0913  three clocks and a pause are a test's to replace
         self,
         share: float,
         state: Path | None = None,
         *,
         wants_mark: bool = True,
-        most_directories: int = 40_000,
+        most_entries: int = 40_000,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
         pause: Callable[[float], None] = time.sleep,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._state = state / STATE if state is not None else None
         self._wants_mark = wants_mark
-        self._most_directories = most_directories
+        self._most_entries = most_entries
         self._clock = clock
+        self._now = now
         self._budget = Budget(share, clock=clock, cpu=cpu, pause=pause)
         self._round = clock()  # the newest
         self._directories = Directories()
@@ -107,13 +113,18 @@ class Counting:
             for tree in store.trees.values() if store is not None else ():
                 tree.close()
             known = store.known if store is not None else self._kept.get(path, {})
-            store = self._stores[path] = _Store(self._watch(host, path, device), device, known=dict(known))
+            since = store.since if store is not None else {}
+            store = self._stores[path] = _Store(self._watch(host, path, device), device, known=dict(known), since=since)
+        now = self._clock()
         store.layers = {layer.name: layer for layer in layers}
+        # not when its tree or walk was made: one that fails gets another again and again, and never a count
+        store.since = {name: store.since.get(name, now) for name, layer in store.layers.items() if layer.is_settled}
         for name in store.trees.keys() - store.layers.keys():
             store.trees.pop(name).close()
         store.walks = {name: walk for name, walk in store.walks.items() if name in store.layers}
         store.known = {name: known for name, known in store.known.items() if name in store.layers}
-        store.too_big &= store.layers.keys()
+        store.too_big = {name: need for name, need in store.too_big.items() if _has_tree(store.layers.get(name))}
+        self._take_back(host, store)
         for layer in store.layers.values():
             self._plan(host, store, layer)
 
@@ -140,25 +151,53 @@ class Counting:
     def _plan(self, host: Host, store: _Store, layer: Layer) -> None:
         """Have a layer counted in the way that fits it, unless it is."""
         name = layer.name
-        if layer.state == "container" and layer.is_settled and name not in store.too_big:
-            if name not in store.trees:
-                watch = store.watch
-                store.trees[name] = Tree(host.real(layer.path), layer.content, watch.index, watch.handles)
-            return
-        if name in store.trees:
-            store.trees.pop(name).close()
         known = store.known.get(name)
         if known is not None and _is_another(layer, known.identity):
             known = None
             del store.known[name]
             store.walks.pop(name, None)
+            if layer.is_settled:
+                store.since[name] = self._clock()
+        if _has_tree(layer) and name not in store.too_big:
+            if name not in store.trees:
+                self._plant(host, store, layer)
+            return
+        if name in store.trees:
+            store.trees.pop(name).close()
         is_old = known is None or (_may_change(layer) and self._clock() - (known.at or -LOOK_AGAIN) >= LOOK_AGAIN)
         if is_old and layer.is_settled and name not in store.walks:
             store.walks[name] = _walk(host, layer)
 
+    def _plant(self, host: Host, store: _Store, layer: Layer, expected: int = 0) -> None:
+        """Have a layer kept in the index."""
+        watch = store.watch
+        tree = store.trees[layer.name] = Tree(host.real(layer.path), layer.content, watch.index, watch.handles)
+        tree.expected = expected
+        store.walks.pop(layer.name, None)
+
+    def _take_back(self, host: Host, store: _Store) -> None:
+        """Have layers in the index again that had to leave it, those that need least first, as far as there is room.
+
+        One that has come back does not have to go before a quarter of the index has been taken by others, or by it.
+        """
+        taken = sum(max(tree.size, tree.expected) for _, _, tree in self._trees(store.watch))
+        known = [(need, name) for name, need in store.too_big.items() if need is not None]
+        for need, name in sorted(known):
+            taken += need
+            if taken > store.watch.index.most * FULL:
+                break
+            self._log.info("a layer is in the index again", path=store.layers[name].path)
+            del store.too_big[name]
+            self._plant(host, store, store.layers[name], need)
+
+    def _trees(self, watch: Watch) -> list[tuple[_Store, str, Tree]]:
+        """Return all that is in an index."""
+        stores = [store for store in self._stores.values() if store.watch is watch]
+        return [(store, name, tree) for store in stores for name, tree in store.trees.items()]
+
     def _watch(self, host: Host, path: str, device: int) -> Watch:
         if device not in self._watches:
-            index = Index(most=self._most_directories)
+            index = Index(most=self._most_entries, clock=self._now)
             mark = None
             if self._wants_mark:
                 try:
@@ -205,21 +244,24 @@ class Counting:
             self._unwatch(device)
             return
         changed, is_all = told
+        trees = self._trees(watch)
+        for _, _, tree in trees:
+            if not tree.reading_since:
+                tree.reading_since = tree.told_at = now
+            # after an overflow of the queue the times of all directories are compared. That is no guess: a ctime cannot
+            # be set back, and none is kept of a directory that changed within a second before it was read. What is
+            # only written into a file is told by neither, and changes no number of inodes
+            tree.hear(now, is_all=is_all)
         for handle in changed:
             node: Node | None = watch.index.by_handle.get(handle)
             if node is not None:
                 node.tree.mark(node)
-        for store in self._stores.values():
-            for tree in store.trees.values() if store.watch is watch else ():
-                if not is_all:
-                    tree.check_times()
-                elif not tree.due:
-                    tree.counted_at = now
-                if not tree.reading_since:
-                    tree.reading_since = tree.counted_at = now
-                elif now - tree.reading_since >= LOOK_AGAIN:
-                    tree.reading_since = now
-                    tree.read_all()
+        for store, name, tree in trees:
+            if not tree.due:
+                store.since[name] = tree.told_at
+            if now - tree.reading_since >= LOOK_AGAIN:
+                tree.reading_since = now
+                tree.read_all()
 
     def _told(self, watch: Watch) -> tuple[set[bytes], bool] | None:
         """Return what the mark tells, and whether that is all; None if the mark is gone."""
@@ -247,13 +289,10 @@ class Counting:
         store, name = task
         try:
             if name in store.trees:
-                return self._step_tree(store.trees[name], now, is_over)
+                return self._step_tree(store, name, is_over)
             return self._step_walk(store, name, now, is_over)
-        except TooMany:
-            self._log.info("a layer has too many directories for the index", path=store.trees[name].path)
-            store.trees.pop(name).close()
-            store.too_big.add(name)
-            store.walks[name] = _walk(host, store.layers[name])
+        except TooMany as error:
+            self._make_room(host, task, error.more)
             return False
         except HostError as error:
             if not isinstance(error, Vanished):
@@ -263,18 +302,41 @@ class Counting:
             store.walks.pop(name, None)
             return True
 
-    def _step_tree(self, tree: Tree, now: float, is_over: Callable[[], bool]) -> bool:
+    def _make_room(self, host: Host, task: _Task, more: int) -> None:
+        """Have the layer that takes most of an index walked from now on, be it the one that needs `more`, or another.
+
+        The one that found no room is often small, and the last one to come.
+        """
+        mine = task.store.trees[task.name]
+        trees = self._trees(task.store.watch)
+        store, name, tree = max(trees, key=lambda each: each[2].size + (more if each[2] is mine else 0))
+        self._log.info("a layer is too large for the index", path=tree.path, entries=tree.size)
+        store.trees.pop(name).close()
+        if tree.count is not None:
+            store.known[name] = Known(store.layers[name].identity, tree.count, store.since[name])
+        store.too_big[name] = None
+        store.walks[name] = _walk(host, store.layers[name])
+
+    def _step_tree(self, store: _Store, name: str, is_over: Callable[[], bool]) -> bool:
+        tree = store.trees[name]
         if not tree.work(self._directories, is_over):
             return False
-        tree.counted_at, tree.read_at = now, tree.reading_since
+        store.since[name], tree.read_at = tree.told_at, tree.reading_since
+        tree.expected = 0
+        store.known.pop(name, None)
         return True
 
     def _step_walk(self, store: _Store, name: str, now: float, is_over: Callable[[], bool]) -> bool:
-        count = store.walks[name].work(self._directories, is_over)
+        walk = store.walks[name]
+        walk.began = now if walk.began is None else walk.began
+        count = walk.work(self._directories, is_over)
         if count is None:
             return False
         del store.walks[name]
-        store.known[name] = Known(store.layers[name].identity, count, now)
+        if name in store.too_big:
+            store.too_big[name] = walk.entries
+        store.known[name] = Known(store.layers[name].identity, count, walk.began)
+        store.since[name] = walk.began
         self._keeper.is_dirty = True
         return True
 
@@ -285,10 +347,12 @@ class Counting:
         store = self._stores.get(path)
         if store is None:
             return None
-        if name in store.trees:
-            return store.trees[name].count
-        known = store.known.get(name)
-        return known.found if known is not None else None
+        tree, known = store.trees.get(name), store.known.get(name)
+        if tree is not None and tree.count is not None:
+            return tree.count
+        if known is None or (tree is not None and known.at is None):  # that was another agent's, who knows when
+            return None
+        return known.found
 
     def progress(self, path: str) -> float:
         """Return the part of a store's layers that has been counted, of those that shall be."""
@@ -298,23 +362,26 @@ class Counting:
         return counted / len(wanted) if wanted else 1.0
 
     def age(self, path: str) -> float | None:
-        """Return for how many seconds the oldest count of a store may have been wrong, None if there is none yet."""
+        """Return for how many seconds the oldest count of a store may have been wrong, or has been missing.
+
+        None where there is nothing to be counted.
+        """
         store = self._stores.get(path)
-        if store is None:
+        if store is None or not store.since:
             return None
-        since = [tree.counted_at for tree in store.trees.values() if tree.count is not None]
-        since += [
-            known.at
-            for name, known in store.known.items()
-            if known.at is not None and name in store.layers and _may_change(store.layers[name])
+        since = [
+            at for name, at in store.since.items() if _may_change(store.layers[name]) or self.count(path, name) is None
         ]
-        return max((self._round - at for at in since), default=0.0 if store.known else None)
+        return max((self._round - at for at in since), default=0.0)
 
     def bytes_age(self, path: str) -> float | None:
         """Return for how many seconds the oldest bytes of a store's containers have been known, None for none."""
         store = self._stores.get(path)
-        trees = store.trees.values() if store is not None else ()
-        return max((self._round - tree.read_at for tree in trees if tree.count is not None), default=None)
+        if store is None:
+            return None
+        since = [tree.read_at for tree in store.trees.values() if tree.count is not None]
+        since += [known.at for name, known in store.known.items() if name in store.too_big and known.at is not None]
+        return max((self._round - at for at in since), default=None)
 
     def close(self) -> None:
         """Keep what was found, and let go of the marks."""
@@ -329,6 +396,11 @@ class Counting:
                 for path, store in self._stores.items()
             }
         }
+
+
+def _has_tree(layer: Layer | None) -> bool:
+    """Return whether a layer is one that an index keeps right."""
+    return layer is not None and layer.state == "container" and layer.is_settled
 
 
 def _may_change(layer: Layer) -> bool:

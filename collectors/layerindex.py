@@ -1,8 +1,9 @@
 """An index of a layer that is written to: its directories, and what each holds.
 
 What changed is told by a fanotify mark on its filesystem, or by the times of the directories, and only that is read
-again. Whatever is in doubt is read again too: all that was moved, and the whole layer when a file has gained a second
-name somewhere else.
+again. Times are ctimes: a mtime is what its owner says, and `tar`, `rsync -a` and `touch` set it back after a change.
+Whatever is in doubt is read again too: all that was moved, and the whole layer when a file has gained a second name
+somewhere else. A file that is only written to changes no directory's time, nor any number of inodes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.beneath import Directories
 from agent.errors import from_os
 from agent.fanotify import Handles
-from collectors.layerwalk import BLOCK, GONE, SHARED_MOST, Count, IsOver, Shared, Sums, TooMany, look
+from collectors.layersums import Shared, Sums
+from collectors.layerwalk import BLOCK, GONE, Count, IsOver, TooMany, look
 
 UNREAD, MOUNTED = -1, -2  # instead of a directory's time
 DOUBTFUL = 1_000_000_000  # nanoseconds: a directory's time tells nothing about changes within one tick of the clock
@@ -50,11 +53,15 @@ class Node:
 
 @dataclass(slots=True)
 class Index:
-    """All directories of all trees: by their handles, where the kernel tells which have changed."""
+    """All directories of all trees: by their handles, where the kernel tells which have changed.
+
+    `size` is what is remembered: directories, and files with several names once for each directory that they are in.
+    """
 
     by_handle: dict[bytes, Node] = field(default_factory=dict)
     size: int = 0
     most: int = 40_000
+    clock: Callable[[], int] = time.time_ns  # that of the filesystems
 
 
 class Tree:
@@ -66,15 +73,17 @@ class Tree:
     def __init__(self, path: str, content: str, index: Index, handles: Handles | None) -> None:
         self.path = path
         self.count: Count | None = None
-        self.counted_at = 0.0  # when the count was last known to be exact, on the monotonic clock
+        self.told_at = 0.0  # what changed before is in the count when nothing is due; on the monotonic clock
         self.read_at = self.reading_since = 0.0  # when all of it was last read, and when the newest reading began
+        self.size = 0  # what it has of the index
+        self.expected = 0  # what it will have when it has been counted, if that is known
         self._content = os.fsencode(content)
         self._index = index
         self._handles = handles
         self._sums = Sums()
         self._top = Node(self, None, b"", 0, b"")
-        self._directories = 0
         self._is_torn = False
+        self._is_in_doubt = False  # not all that changed was told: its times are to be looked at
         self._todo: dict[Node, None] = {self._top: None}
         self._check: list[Node] = []  # directories whose subdirectories' times are to be looked at
         self._new_names: set[Shared] = set()
@@ -90,9 +99,22 @@ class Tree:
         """Have a directory read again."""
         self._todo[node] = None
 
+    def hear(self, now: float, *, is_all: bool) -> None:
+        """Take note that all changes until now are told, each by `mark` after this, or not all: then the times tell.
+
+        A second doubt during a look at the times has another look follow: what it has passed may have changed since.
+        It does not begin anew, as with a doubt in every round it would never come to its end.
+        """
+        self._is_in_doubt = self._is_in_doubt or not is_all
+        if not self._is_in_doubt:
+            self.told_at = now
+        elif not self.due:
+            self._is_in_doubt, self.told_at = False, now
+            self.check_times()
+
     def check_times(self) -> None:
         """Have all directories read again whose times have changed."""
-        if not self._check and self._top not in self._todo:
+        if not self._check:
             self._check.append(self._top)
 
     def read_all(self) -> None:
@@ -103,7 +125,10 @@ class Tree:
             todo += (node.below or {}).values()
 
     def work(self, directories: Directories, is_over: IsOver) -> bool:
-        """Go on until the slice is over; return whether the count is right again. Raises a HostError, and TooMany."""
+        """Go on until the slice is over; return whether the count is right again. Raises a HostError, and TooMany.
+
+        After TooMany it may go on when others have left the index.
+        """
         try:
             with directories.root(self.path) as root:
                 while self._check or self._todo or self._has_doubts():
@@ -129,7 +154,7 @@ class Tree:
             todo += (node.below or {}).values()
             if node.handle and self._index.by_handle.get(node.handle) is node:
                 del self._index.by_handle[node.handle]
-        self._index.size -= self._directories
+        self._index.size -= self.size
         if self._is_torn:  # a reading has ended before its time: some hang on nothing
             mine = [handle for handle, node in self._index.by_handle.items() if node.tree is self]
             for handle in mine:
@@ -140,7 +165,7 @@ class Tree:
         for inode, seen in self._doubted.items():  # all has been read since: the name is not in this layer
             if self._sums.names(inode) < seen[0]:
                 self._outside[inode] = seen
-        if len(self._outside) > SHARED_MOST:
+        if len(self._outside) > self._index.most:
             self._outside.clear()
         self._doubted = {
             each.inode: (each.names, each.changed)
@@ -158,7 +183,7 @@ class Tree:
         if descriptor is None:
             return
         try:
-            if node is self._top and os.fstat(descriptor).st_mtime_ns != node.changed:
+            if node is self._top and os.fstat(descriptor).st_ctime_ns != node.changed:
                 self.mark(node)
             for child in (node.below or {}).values():
                 if child.changed == MOUNTED:
@@ -170,7 +195,7 @@ class Tree:
                     continue
                 if found.st_ino != child.inode or not stat.S_ISDIR(found.st_mode):
                     self.mark(node)
-                elif found.st_mtime_ns != child.changed:
+                elif found.st_ctime_ns != child.changed:
                     self.mark(child)
                 if child.below:
                     self._check.append(child)
@@ -214,26 +239,36 @@ class Tree:
                     self._drop(node, node.above)
                     return
                 self._name(node, handle)
-            listing = look(descriptor, found.st_dev, self._index.most)
-            known, node.below = node.below or {}, None
-            below = {}
-            for name, inode in listing.directories.items():
-                named = self._handle_in(descriptor, name)
-                child = known.get(name)
-                if child is not None and child.inode == inode and child.handle == named:
-                    below[name] = known.pop(name)
-                elif named is not None:
-                    below[name] = self._found(node, name, inode, named)
+            shared = _SharedHere(self._index.most)
+            listing = look(descriptor, found.st_dev, self._index.most, shared.add)
+            growth = len(listing.directories) - len(node.below or ()) + len(shared.found) - len(node.shared)
+            if self._index.size + growth > self._index.most:
+                self.mark(node)  # when there is room again
+                raise TooMany(growth)
+            gone = self._read_below(descriptor, node, listing.directories)
         finally:
             os.close(descriptor)
-        for child in known.values():
+        for child in gone:
             self._forget(child)
-        node.below = below or None
-        node.changed = found.st_mtime_ns if time.time_ns() - found.st_mtime_ns > DOUBTFUL else UNREAD
+        node.changed = found.st_ctime_ns if self._index.clock() - found.st_ctime_ns > DOUBTFUL else UNREAD
         if node is not self._top:
-            known_names = set(node.shared)
-            self._new_names.update(each for each in listing.shared.values() if each not in known_names)
-            self._take(node, listing.files, listing.size + found.st_blocks * BLOCK, tuple(listing.shared.values()))
+            names = tuple(shared.found.values())
+            self._note_new(node, names)
+            self._take(node, listing.files, listing.size + found.st_blocks * BLOCK, names)
+
+    def _read_below(self, descriptor: int, node: Node, inodes: Mapping[bytes, int]) -> Iterable[Node]:
+        """Take the directories that are in an open one now; return those that are there no more."""
+        known, node.below = node.below or {}, None
+        below = {}
+        for name, inode in inodes.items():
+            handle = self._handle_in(descriptor, name)
+            child = known.get(name)
+            if child is not None and child.inode == inode and child.handle == handle:
+                below[name] = known.pop(name)
+            elif handle is not None:
+                below[name] = self._found(node, name, inode, handle)
+        node.below = below or None
+        return known.values()
 
     def _handle_in(self, descriptor: int, name: bytes) -> bytes | None:
         if self._handles is None:
@@ -246,15 +281,16 @@ class Tree:
             return b""  # something is mounted there that has no handles
 
     def _found(self, above: Node, name: bytes, inode: int, handle: bytes) -> Node:
-        self._directories += 1
-        self._index.size += 1
-        if self._index.size > self._index.most:
-            raise TooMany
+        self._grow(1)
         node = Node(self, above, name, inode, b"")
         self._name(node, handle)
         self._sums.add(self._place(node), 1, 0, ())
         self._todo[node] = None
         return node
+
+    def _grow(self, by: int) -> None:
+        self.size += by
+        self._index.size += by
 
     def _name(self, node: Node, handle: bytes) -> None:
         node.handle = handle
@@ -266,8 +302,16 @@ class Tree:
             node = node.above
         return 0 if node.name == self._content else 1
 
+    def _note_new(self, node: Node, names: tuple[Shared, ...]) -> None:
+        known = set(node.shared)
+        self._new_names.update(each for each in names if each not in known)
+        if len(self._new_names) > self._index.most:  # they come and go: all is read again, whichever they are
+            self._new_names.clear()
+            self.read_all()
+
     def _take(self, node: Node, files: int, size: int, shared: tuple[Shared, ...]) -> None:
         place = self._place(node)
+        self._grow(len(shared) - len(node.shared))
         self._sums.add(place, node.files, node.size, node.shared, -1)
         node.files, node.size, node.shared = files, size, shared
         self._sums.add(place, files, size, shared)
@@ -285,10 +329,25 @@ class Tree:
             doomed += (node.below or {}).values()
         for node in doomed:
             if node is not self._top:
-                self._directories -= 1
-                self._index.size -= 1
+                self._grow(-1 - len(node.shared))
                 self._sums.add(place, node.files + 1, node.size, node.shared, -1)
             if node.handle and self._index.by_handle.get(node.handle) is node:
                 del self._index.by_handle[node.handle]
             self._todo.pop(node, None)
             node.above = node.below = None
+
+
+class _SharedHere:
+    """The files of one directory that have several names, by their inodes."""
+
+    def __init__(self, most: int) -> None:
+        self.found: dict[int, Shared] = {}
+        self._most = most
+
+    def add(self, found: os.stat_result) -> None:
+        """Add a name. Raises TooMany."""
+        here = self.found[found.st_ino].here + 1 if found.st_ino in self.found else 1
+        size = found.st_blocks * BLOCK
+        self.found[found.st_ino] = Shared(found.st_ino, found.st_nlink, found.st_ctime_ns, size, here)
+        if len(self.found) > self._most:
+            raise TooMany(len(self.found))

@@ -62,7 +62,9 @@ BYTES = Metric(
 LINK_COUNT = Metric(
     "ullage_layers_links", "Links through which layers are mounted, and layers with an empty link file.", BY_STATE
 )
-AGE = Metric("ullage_layers_count_age_seconds", "For how long the oldest count may have been wrong.", ("store",))
+AGE = Metric(
+    "ullage_layers_count_age_seconds", "For how long the oldest count may have been wrong, or was missing.", ("store",)
+)
 BYTES_AGE = Metric("ullage_layers_bytes_age_seconds", "Since when the oldest bytes of a container hold.", ("store",))
 PROGRESS = Metric("ullage_layers_count_progress_ratio", "Counted layers, of those that shall be.", ("store",))
 INFO = Metric(
@@ -108,7 +110,7 @@ INTERRUPTED = Finding(
 )
 
 
-OLD, RECENT = 1800, 900  # seconds: a count that may have been wrong for so long is told, and no longer told
+OLD, RECENT = 1800, 900  # seconds: a count that was wrong or missing for so long is told, and no longer told
 RULES = f"""\
 - name: ullage-layers
   rules:
@@ -125,7 +127,7 @@ RULES = f"""\
       keep_firing_for: KEEP_FIRING_FOR
       labels: {{severity: warning}}
       annotations:
-        summary: 'Inodes of the layers in {{{{ $labels.store }}}} were counted {{{{ $value | humanizeDuration }}}} ago'
+        summary: 'No right count of the layers in {{{{ $labels.store }}}} for {{{{ $value | humanizeDuration }}}}'
         description: 'On {{{{ $labels.instance }}}}. It fires at half an hour, until below a quarter of one.'
         runbook_url: 'RUNBOOK(UllageLayersCountOld)'
 """

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from agent.errors import HostError
 from agent.fanotify import Fanotify, Handles
 from agent.host import Host
 from collectors.layercount import Counting
-from collectors.layerindex import Index, Tree
+from collectors.layerindex import DOUBTFUL, Index, Tree
 from collectors.layerwalk import Count, Walk
 from collectors.stores import Layer
 from tests.real.conftest import Make, run
@@ -134,6 +135,84 @@ def test_the_mark_keeps_nobody_from_unmounting_and_tells_that_it_is_gone(
     mark.close()
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_directory_whose_time_is_set_back_is_read_again(filesystem: Make, kind: str) -> None:
+    """By tar and rsync as by us; without the mark, so that the times of directories are all there is."""
+    mount = filesystem(kind, size=320 if kind == "xfs" else 128)
+    layer, archive = mount / "c1", mount / "archive.tar"
+    fill(layer, 3, 3)
+    (mount / "from" / "0").mkdir(parents=True)
+    (mount / "from" / "0" / "unpacked").touch()
+    run("tar", "-C", str(mount / "from"), "--mtime=@0", "-cf", str(archive), "0")
+    for number in range(3):
+        os.utime(layer / "diff" / str(number), (0, 0))
+    time.sleep(DOUBTFUL / 1e9 + 0.1)
+    tree = Tree(str(layer), "diff", Index(), None)
+
+    def count() -> tuple[int, int]:
+        tree.check_times()
+        assert tree.work(Directories(), lambda: False)
+        assert tree.count is not None
+        return inodes(tree.count)
+
+    assert count() == (13, 13)
+    run("tar", "-C", str(layer / "diff"), "-xf", str(archive))
+    (layer / "diff" / "1" / "new").touch()
+    shutil.rmtree(layer / "diff" / "2")
+    (layer / "diff" / "2").mkdir()
+    for number in range(3):
+        os.utime(layer / "diff" / str(number), (0, 0))
+    assert (layer / "diff" / "0").stat().st_mtime == 0
+    assert count() == inodes(truth(layer, "diff")) == (12, 12)
+
+
+def test_more_changes_than_the_queue_holds_are_counted_exactly(filesystem: Make, marked: Mark) -> None:
+    """Each in a directory of its own, so that no two are one event, and with its time set back."""
+    mount = filesystem("ext4", "-N", "50000", size=128)
+    layer = mount / "c1"
+    fill(layer, 17_000, 0)
+    places = [f"{layer}/diff/{number}" for number in range(17_000)]
+    for place in places:
+        os.utime(place, (0, 0))
+    # later than all of that: no time is in doubt
+    counting, host = Counting(1000.0, pause=lambda _: None, now=lambda: time.time_ns() + 2 * DOUBTFUL), Host()
+    counting.follow(host, str(mount), layers_of(mount))
+    counting.work(host)
+    witness = marked(mount, layer).mark
+    for place in places:
+        os.mknod(f"{place}/new")
+        os.utime(place, (0, 0))
+    shutil.rmtree(places[7])
+    assert not witness.read()[1]
+    counting.work(host)
+    count = counting.count(str(mount), "c1")
+    counting.close()
+    assert count is not None
+    assert inodes(count) == inodes(truth(layer, "diff")) == (2 * 17_000 - 1, 2 * 17_000 - 1)
+
+
+def test_tens_of_thousands_of_hard_links_are_counted_as_find_and_du_count(filesystem: Make) -> None:
+    """As `cp -al` makes them, and pnpm: more than the index has place for, and than are remembered in one pass."""
+    mount = filesystem("ext4", "-N", "40000", size=128)
+    layer = mount / "c1"
+    fill(layer, 25, 1000)
+    for name in ("0", "1"):
+        (layer / "diff" / name / "0").write_bytes(b"x" * 100_000)
+    run("cp", "-al", str(layer / "diff"), str(layer / "copy"))
+    run("mv", str(layer / "copy"), str(layer / "diff" / "copy"))
+    counting, host = Counting(1000.0, pause=lambda _: None), Host()
+    counting.follow(host, str(mount), layers_of(mount))
+    counting.work(host)
+    count = counting.count(str(mount), "c1")
+    counting.close()
+    assert count == Walk(str(layer), "diff", 100_000).work(Directories(), lambda: False)
+    assert host.errors == {}
+    assert count is not None
+    assert inodes(count) == (25_000 + 2 * 26, 25_000 + 2 * 26)
+    assert count.content_files == int(run("du", "--inodes", "-s", str(layer / "diff")).split()[0])
+    assert count.content_bytes == int(run("du", "-B1", "-s", str(layer / "diff")).split()[0])
+
+
 def layers_of(store: Path) -> list[Layer]:
     found = []
     for path in store.iterdir():
@@ -157,15 +236,22 @@ def test_nobody_is_kept_from_removing_or_unmounting_while_a_scan_runs(filesystem
     mount = filesystem("ext4", "-N", "20000", size=128)
     stop = threading.Event()
     failures: list[BaseException] = []
+    counted: set[str] = set()
+    went: set[str] = set()  # while they were to be counted
+    host = Host()
 
     def scan() -> None:
         counting = Counting(1000.0, pause=lambda _: None)
-        host = Host()
         try:
             while not stop.is_set():
-                with contextlib.suppress(HostError):
-                    counting.follow(host, str(mount), layers_of(mount))
-                    counting.work(host)
+                layers = layers_of(mount)
+                counting.follow(host, str(mount), layers)
+                counting.work(host)
+                for layer in layers:
+                    if counting.count(str(mount), layer.name) is not None:
+                        counted.add(layer.name)
+                    else:
+                        went.add(layer.name)
         except BaseException as error:
             failures.append(error)
             raise
@@ -193,6 +279,10 @@ def test_nobody_is_kept_from_removing_or_unmounting_while_a_scan_runs(filesystem
         stop.set()
         thread.join()
     assert failures == []
+    assert host.errors == {}
+    # so that the scan has been in them, and has not been through before they went, nor come too late
+    assert len(counted) > 100
+    assert len(went) > 5
 
 
 def test_a_filesystem_is_unmounted_and_mounted_again_under_a_scan(filesystem: Make) -> None:

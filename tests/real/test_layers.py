@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker import APIClient
 
 from agent.collector import Start
 from agent.containers import Runtimes
@@ -233,42 +234,50 @@ def test_a_lost_link_names_who_will_fail_and_its_remedy_mends_it(docker: Dockerd
 
 
 def test_containers_and_images_are_removed_while_a_scan_runs(docker: Dockerd) -> None:
+    """200 containers, as many layers. Every tenth was started, with a volume mounted in it, and becomes an image.
+
+    To start and commit all of them takes minutes; 200 times something is unmounted in a layer under a scan in
+    tests/real/test_layer_count.py.
+    """
     node = of_docker(docker)
     stop = threading.Event()
     failures: list[BaseException] = []
+    counted: set[str] = set()
 
     def scan() -> None:
         try:
             while not stop.is_set():
                 node.late += HOUR  # so that it reads all of it again
                 node.run()
+                counted.update(node.writable())
         except BaseException as error:
             failures.append(error)
             raise
 
     thread = threading.Thread(target=scan)
     thread.start()
+    client = APIClient(base_url=f"unix://{docker.socket}")
+    command = ["/bin/sh", "-c", "echo > /volume/x; echo > /y"]
     try:
-        for number in range(20):
-            docker.docker(
-                "run",
-                "--name",
-                f"c{number}",
-                "--network=none",
-                "-v",
-                "/volume",
-                "busybox",
-                "/bin/sh",
-                "-c",
-                "echo > /volume/x; echo > /y",
-            )
-            docker.docker("commit", f"c{number}", f"image{number}")
-            docker.docker("rm", "--force", "--volumes", f"c{number}")
-            docker.docker("rmi", f"image{number}")
+        for number in range(200):
+            made = client.create_container(
+                "busybox", command, name=f"c{number}", volumes=["/volume"], network_disabled=True
+            )["Id"]
+            for directory in range(10):
+                (upper(docker, made) / f"{directory}").mkdir()
+            if number % 10 == 0:
+                client.start(made)
+                assert client.wait(made)["StatusCode"] == 0
+                client.commit(made, f"image{number}")
+            client.remove_container(made, v=True, force=number % 2 == 0)
+            if number % 10 == 0:
+                client.remove_image(f"image{number}")
     finally:
         stop.set()
         thread.join()
+        client.close()
     assert failures == []
+    assert len(counted) > 50, counted
 
 
 def of_containerd(made: Containerd) -> Node:
