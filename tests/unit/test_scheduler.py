@@ -110,19 +110,22 @@ def test_a_changed_plan_waits_for_the_run_that_is_out() -> None:
 
 
 def test_a_plan_that_changes_while_its_collector_is_stuck_hides_nothing_and_leaves_one_thread() -> None:
-    before = threading.active_count()
-    stuck = Probe("stuck", is_held=True)
+    stuck = Probe("held_up", is_held=True)
+
+    def threads() -> int:
+        return [thread.name for thread in threading.enumerate()].count("collector-held_up")
+
     with scheduler() as (made, _):
         made.apply([stuck.plan()])
-        until(made, lambda: made.workers["stuck"].is_overdue)
+        until(made, lambda: made.workers["held_up"].is_overdue)
         for number in range(5):
             made.apply([stuck.plan(settings=number)])
-            assert made.workers["stuck"].is_overdue
+            assert made.workers["held_up"].is_overdue
             assert made.is_ready
-        until(made, lambda: threading.active_count() == before + 2)  # the one that is stuck, and its newest successor
-        assert made.workers["stuck"].is_overdue
+        until(made, lambda: threads() == 2)  # the one that is stuck, and its newest successor
+        assert made.workers["held_up"].is_overdue
         stuck.gate.set()
-        until(made, lambda: stuck.runs >= 3 and not made.workers["stuck"].is_overdue)
+        until(made, lambda: stuck.runs >= 3 and not made.workers["held_up"].is_overdue)
         assert stuck.most_at_once == 1
 
 
