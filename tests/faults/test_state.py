@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 CRITICAL, BAND = 0.92, 0.87  # a critical level, and where it only stays one for those who know of it
 SCRAPE = 5.0  # seconds
 STATE = "watermarks.json"
+Fault = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
 def kept(state: Path, mount: Path) -> int | None:
@@ -66,14 +67,22 @@ def read_only(mount: Path) -> Iterator[None]:
     run("mount", "-o", "remount,rw", str(mount))
 
 
+@pytest.fixture
+def watched(filesystem: Make) -> Path:
+    """A filesystem whose inodes the agent watches."""
+    return filesystem("ext4", "-N", "1024")
+
+
+@pytest.fixture
+def disk(filesystem: Make) -> Path:
+    """The one that its state is on."""
+    return filesystem("ext4", "-N", "64", size=8)
+
+
 @pytest.mark.parametrize("fault", [full, read_only])
 def test_a_level_that_cannot_be_saved_is_served_and_saved_when_it_can(
-    tmp_path: Path,
-    config: Config,
-    filesystem: Make,
-    fault: Callable[[Path], contextlib.AbstractContextManager[None]],
+    tmp_path: Path, config: Config, watched: Path, disk: Path, fault: Fault
 ) -> None:
-    watched, disk = filesystem("ext4", "-N", "1024"), filesystem("ext4", "-N", "64", size=8)
     inodes = Inodes(watched)
     state = disk / "state"
     failure, recovery = (f'event="{event}" path={state / STATE}' for event in ("state not saved", "state saved again"))
@@ -94,12 +103,8 @@ def test_a_level_that_cannot_be_saved_is_served_and_saved_when_it_can(
 
 @pytest.mark.parametrize("fault", [full, read_only])
 def test_the_agent_starts_where_its_state_cannot_be_written(
-    tmp_path: Path,
-    config: Config,
-    filesystem: Make,
-    fault: Callable[[Path], contextlib.AbstractContextManager[None]],
+    tmp_path: Path, config: Config, watched: Path, disk: Path, fault: Fault
 ) -> None:
-    watched, disk = filesystem("ext4", "-N", "1024"), filesystem("ext4", "-N", "64", size=8)
     Inodes(watched).fill(CRITICAL)
     state = disk / "state"
     with contextlib.ExitStack() as broken:

@@ -129,7 +129,7 @@ def test_what_cannot_be_remembered_at_once_is_counted_in_several_passes(
     for name in ("_SEEN_MOST", "_SET_MOST"):
         monkeypatch.setattr(layerwalk, name, 10)
     link(layer / "diff/links", 200, 3)
-    os.link(layer / "diff/links/0/7", layer / "work/work/7")
+    os.link(layer / "diff/links/0/7", layer / "work" / "work" / "7")
     os.link(layer / "lower", layer / "work/lower")
     expected = truth(layer, "diff")
     assert Walk(str(layer), "diff", memory).work(Directories(), never) == expected
