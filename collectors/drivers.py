@@ -41,6 +41,10 @@ class Word(NamedTuple):
     daemon: Daemon
     containerd: str = ""
 
+    def of(self, root: str) -> Info | None:
+        """Return what the daemon of a data-root said, None if there is none that did."""
+        return next((info for info in reversed(self.infos) if info.root == root), None)
+
 
 class Store(NamedTuple):
     """A store in use. `path` is its directory, empty where nobody knows; `root` is that of the runtime.
@@ -77,7 +81,6 @@ def containerd_version(host: Host, states: Iterable[str], infos: Iterable[Info])
 
 def find(host: Host, roots: Roots, word: Word, points: Collection[str]) -> list[Store]:
     """Return the stores in use below these roots, given what daemons said and where filesystems are mounted."""
-    told = {info.root: info for info in word.infos}
     found = [
         store for root in roots.docker if (store := _docker(host, root, roots.containerd, word, points)) is not None
     ]
@@ -90,11 +93,12 @@ def find(host: Host, roots: Roots, word: Word, points: Collection[str]) -> list[
         ]
     for root in roots.storage:
         drivers = list(_storage_drivers(host, root))
-        if root in told:
-            drivers = [told[root].driver]
+        info = word.of(root)
+        if info is not None:
+            drivers = [info.driver]
         if len(drivers) == 1:
-            version = told[root].version if root in told else ""
-            found.append(Store(STORAGE, drivers[0], root, f"{root}/{drivers[0]}", version, is_told=root in told))
+            version = info.version if info is not None else ""
+            found.append(Store(STORAGE, drivers[0], root, f"{root}/{drivers[0]}", version, is_told=info is not None))
     return found
 
 
@@ -104,7 +108,7 @@ def is_storage(host: Host, info: Info) -> bool:
 
 
 def _docker(host: Host, root: str, containerd: Sequence[str], word: Word, points: Collection[str]) -> Store | None:
-    info = next((each for each in word.infos if each.root == root), None)
+    info = word.of(root)
     managed = f"{root}/{MANAGED}"
     if info is not None:
         if not info.is_containerd:
