@@ -7,6 +7,7 @@ other loopback addresses, and come back within a second when they are cut off.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import itertools
 import os
 import random
@@ -28,6 +29,7 @@ import pytest
 from tests.certificates import Authority
 
 SILENT, DRIPPING, SCRAPES = 900, 100, 12
+OTHER = "127.0.0.62"  # no other client's address
 GROWTH = 4 * 1024  # KiB
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: ullage\r\nX-Slow: " + b"x" * 1000
 PROGRAM = """
@@ -65,11 +67,22 @@ class Target:
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
 
-    def scrape(self, path: str = "/metrics") -> int:
-        """Return the length of an answer's body, a scrape's unless another is asked for."""
-        url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
+    def scrape(self) -> int:
+        """Return the length of a scrape's body."""
+        url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/metrics"
         with urllib.request.urlopen(url, timeout=5, context=self.tls) as answer:
             return len(answer.read())
+
+    def ask(self, path: str) -> int:
+        """Return the length of an answer's body, as a client at another address than the scraper's."""
+        of = ("127.0.0.1", self.port)
+        if self.tls is None:
+            connection = http.client.HTTPConnection(*of, timeout=5, source_address=(OTHER, 0))
+        else:
+            connection = http.client.HTTPSConnection(*of, timeout=5, source_address=(OTHER, 0), context=self.tls)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            return len(connection.getresponse().read())
 
     def look(self, key: str) -> int:
         """Return a number of /proc/PID/status: VmRSS in KiB, Threads."""
@@ -172,8 +185,9 @@ def asking_for_the_status(target: Target) -> Iterator[list[int]]:
         for path in itertools.cycle(("/", "/api/v1/status")):
             if stop.is_set():
                 return
-            with contextlib.suppress(OSError):  # one of many, it may be cut off
-                answers.append(target.scrape(path))
+            # one of many, it may be cut off
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answers.append(target.ask(path))
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -190,7 +204,7 @@ def test_every_scrape_answers_and_memory_stays(target: Target) -> None:
     for _ in range(3):
         length = target.scrape()
         for path in ("/", "/api/v1/status"):
-            target.scrape(path)
+            target.ask(path)
     memory = peak = target.look("VmRSS")
     lengths = []
     with Attackers(target) as attackers, asking_for_the_status(target) as answers:
